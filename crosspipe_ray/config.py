@@ -1,0 +1,213 @@
+"""The one YAML that describes a run: model, data, training, cluster and planner.
+
+Every field is written once, here, with its unit in its name; ``--set a.b=c`` overrides any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crosspipe_ray.errors import ConfigError
+from crosspipe_ray.parsing import parse_model
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """A decoder of the Llama family.
+
+    As pipeline layers it is ``[embedding, block 0, ..., block num_layers - 1, norm and head]``.
+    """
+
+    vocab_size: int | None = Field(None, gt=0, description="default: the tokenizer's")
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0, description="decoder blocks")
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-5, gt=0)
+    tie_embeddings: bool = False
+
+    @property
+    def num_pipeline_layers(self) -> int:
+        """Embedding, blocks, and norm with head: what a placement cuts into stages."""
+        return self.num_layers + 2
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError("hidden_size must be num_heads times an even head size")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError("num_heads must be a multiple of num_kv_heads")
+        return self
+
+
+class DataConfig(Section):
+    """Tokens made by ``crosspipe data prepare``."""
+
+    path: Path = Field(description="folder that `crosspipe data prepare` wrote")
+    sequence_length: int = Field(gt=0, description="tokens per sequence")
+
+
+class TrainingConfig(Section):
+    """What one step is and how the optimizer moves."""
+
+    num_steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="sequences per step")
+    num_microbatches: int = Field(gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    final_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="cosine ends at this share of it"
+    )
+    num_warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    gradient_clip_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    num_evaluation_microbatches: int = Field(
+        8, ge=0, description="held-out microbatches; 0: no evaluation"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_threads: int = Field(
+        1, gt=0, description="intra-op threads per rank; CPU sums change with it"
+    )
+
+    @property
+    def microbatch_size(self) -> int:
+        """Sequences per microbatch."""
+        return self.batch_size // self.num_microbatches
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingConfig:
+        if self.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by num_microbatches {self.num_microbatches}"
+            )
+        return self
+
+
+class RegionConfig(Section):
+    """A group of ranks behind fast links."""
+
+    name: str = Field(min_length=1)
+    num_ranks: int = Field(gt=0)
+    memory_limit_bytes: int | None = Field(None, gt=0, description="per rank; default: no limit")
+
+
+class LinkConfig(Section):
+    """A slow link between two regions."""
+
+    src: str
+    dst: str
+    latency_us: float = Field(0.0, ge=0)
+    bandwidth_bytes_per_s: float | None = Field(None, gt=0, description="default: no occupancy")
+    jitter_us: float = Field(
+        0.0, ge=0, description="emulated links only: each message waits up to this longer"
+    )
+    both_ways: bool = True
+
+
+class ClusterConfig(Section):
+    """Where the ranks are, in pipeline order, and what lies between them."""
+
+    regions: tuple[RegionConfig, ...] = Field(min_length=1)
+    links: tuple[LinkConfig, ...] = ()
+    region_label: str = Field("region", description="Ray node label that holds the region's name")
+    transport: Literal["collective", "object_store"] = "collective"
+    emulate_links: bool = Field(
+        False, description="inject the links' latency and bandwidth in the transport"
+    )
+    timeout_s: float = Field(
+        120.0, gt=0, description="longest wait for a message before the run fails"
+    )
+
+    @model_validator(mode="after")
+    def _regions_are_known(self) -> ClusterConfig:
+        names = [region.name for region in self.regions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"region names must differ, got {names}")
+        for link in self.links:
+            for end in (link.src, link.dst):
+                if end not in names:
+                    raise ValueError(
+                        f"link {link.src}->{link.dst}: no region '{end}'; there are {names}"
+                    )
+        return self
+
+    @property
+    def rank_regions(self) -> tuple[str, ...]:
+        """Region of each rank."""
+        return tuple(region.name for region in self.regions for _ in range(region.num_ranks))
+
+
+class PlannerConfig(Section):
+    """How the schedule is chosen."""
+
+    method: str = "auto"
+    placement: Literal["auto", "one_per_rank", "wave", "loop"] = "auto"
+    time_limit_s: float = Field(5.0, gt=0)
+    seed: int = 0
+
+
+class Config(Section):
+    """A whole run."""
+
+    version: Literal[1] = 1
+    seed: int = 0
+    output: Path = Field(Path("runs"), description="a new folder is made in it for every run")
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    cluster: ClusterConfig
+    planner: PlannerConfig = PlannerConfig()
+
+
+def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's YAML.
+
+    Args:
+        path: the file.
+        overrides: ``a.b=c`` each; the value is read as YAML.
+
+    Raises:
+        ConfigError: one line that names the file and the field, and the nearest key that exists.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping with model, data, training and cluster")
+    for override in overrides:
+        _override(raw, override)
+    return parse_model(Config, raw, source=str(path), error=ConfigError)
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML, every default filled in."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, as in training.num_steps=100")
+    *parents, last = key.split(".")
+    section: Any = raw
+    for parent in parents:
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set {override}: '{'.'.join(parents)}' is no section")
+    section[last] = yaml.safe_load(value)

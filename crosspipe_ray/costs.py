@@ -1,0 +1,162 @@
+"""The problem in integer nanoseconds and bytes: what the clock and the planners' inner loops read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crosspipe_ray.errors import InfeasibleError
+from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.topology import Route, topology_of
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The message that follows an op.
+
+    Attributes:
+        kind: SEND_F or SEND_B.
+        src, dst: ranks.
+        num_bytes: size.
+        route: None where it takes no time.
+        occupancy_ns: time on the route's channel.
+    """
+
+    kind: Kind
+    src: int
+    dst: int
+    num_bytes: int
+    route: Route | None
+    occupancy_ns: int
+
+    @property
+    def delay_ns(self) -> int:
+        """Time from ready to arrived on a free channel."""
+        return self.occupancy_ns + self.route.latency_ns if self.route else 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageCosts:
+    """One stage, per microbatch.
+
+    Attributes:
+        duration_ns: indexed by Kind F, I, W, B; the rank's op overhead is included.
+        activation_bytes: held from the start of F.
+        freed_by_input_bytes: given back when I ends.
+        output: what F sends to the next stage; None for the last stage.
+        gradient: what I or B sends to the previous stage; None for the first.
+        gather_ns, reduce_ns: data-parallel communication.
+    """
+
+    rank: int
+    duration_ns: tuple[int, int, int, int]
+    activation_bytes: int
+    freed_by_input_bytes: int
+    output: Transfer | None
+    gradient: Transfer | None
+    gather_ns: int
+    reduce_ns: int
+
+    def released_bytes(self, kind: Kind) -> int:
+        """Bytes given back when an op of this kind ends."""
+        if kind is Kind.I:
+            return self.freed_by_input_bytes
+        if kind is Kind.W:
+            return self.activation_bytes - self.freed_by_input_bytes
+        return self.activation_bytes if kind is Kind.B else 0
+
+    def transfer(self, kind: Kind) -> Transfer | None:
+        """The message that follows an op of this kind."""
+        if kind is Kind.F:
+            return self.output
+        return None if kind is Kind.W else self.gradient
+
+
+def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
+    """Costs of every stage of a problem."""
+    routes = topology_of(problem).routes
+    return tuple(
+        StageCosts(
+            rank=stage.rank,
+            duration_ns=_durations(problem, index),
+            activation_bytes=stage.activation_bytes,
+            freed_by_input_bytes=stage.freed_by_backward_input_bytes,
+            output=_transfer(problem, routes, Kind.SEND_F, index, index + 1),
+            gradient=_transfer(problem, routes, Kind.SEND_B, index, index - 1),
+            gather_ns=_ns(stage.gather_us),
+            reduce_ns=_ns(stage.reduce_us),
+        )
+        for index, stage in enumerate(problem.stages)
+    )
+
+
+def resident_bytes(problem: Problem, rank: int) -> int:
+    """Weights and optimizer state on a rank, where its stages state them."""
+    held = (problem.stages[stage] for stage in problem.stages_of_rank[rank])
+    return sum(stage.weight_bytes + stage.optimizer_bytes for stage in held)
+
+
+def activation_limit_bytes(problem: Problem, rank: int) -> int | None:
+    """Bytes that a rank has for activations; None: no limit."""
+    limit = problem.ranks[rank].memory_limit_bytes
+    return None if limit is None else limit - resident_bytes(problem, rank)
+
+
+def check_memory_suffices(problem: Problem) -> None:
+    """Refuses a problem that no schedule fits.
+
+    One microbatch visits all stages of a rank before the first of them is given back, and
+    microbatches one after the other need no more; so that sum is exactly the least memory.
+
+    Raises:
+        InfeasibleError: names the rank and the bytes that it lacks.
+    """
+    for rank, stages in enumerate(problem.stages_of_rank):
+        limit = problem.ranks[rank].memory_limit_bytes
+        needed = resident_bytes(problem, rank) + sum(
+            problem.stages[s].activation_bytes for s in stages
+        )
+        if limit is not None and limit < needed:
+            raise InfeasibleError(
+                f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes {limit} is {needed - limit} bytes "
+                f"too few; one microbatch alone needs {needed}"
+            )
+
+
+def send_op(op: Op, transfer: Transfer) -> Op:
+    """The SEND op of the message that follows ``op``."""
+    return Op(op.stage, transfer.kind, op.microbatch)
+
+
+def _durations(problem: Problem, index: int) -> tuple[int, int, int, int]:
+    stage = problem.stages[index]
+    overhead = problem.ranks[stage.rank].op_overhead_us
+    both = stage.backward_input_us + stage.backward_weight_us
+    forward, backward_input, backward_weight, fused = (
+        _ns(time + overhead)
+        for time in (stage.forward_us, stage.backward_input_us, stage.backward_weight_us, both)
+    )
+    return forward, backward_input, backward_weight, fused
+
+
+def _transfer(
+    problem: Problem, routes: dict[tuple[int, int], Route], kind: Kind, src: int, dst: int
+) -> Transfer | None:
+    if not 0 <= dst < len(problem.stages):
+        return None
+    num_bytes = (
+        problem.stages[src].output_bytes if kind is Kind.SEND_F else _gradient_bytes(problem, src)
+    )
+    ranks = problem.stages[src].rank, problem.stages[dst].rank
+    route = routes.get(ranks) if ranks[0] != ranks[1] else None
+    return Transfer(kind, *ranks, num_bytes, route, route.occupancy_ns(num_bytes) if route else 0)
+
+
+def _gradient_bytes(problem: Problem, stage: int) -> int:
+    """Bytes of the gradient of a stage's input; by default as many as the input itself."""
+    own = problem.stages[stage].input_gradient_bytes
+    return problem.stages[stage - 1].output_bytes if own is None else own
+
+
+def _ns(microseconds: float) -> int:
+    return round(microseconds * 1000)

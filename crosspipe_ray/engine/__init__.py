@@ -1,0 +1,1 @@
+"""What runs a plan on one rank: stage, split backward, interpreter, transports. Never Ray."""

@@ -1,0 +1,295 @@
+"""From a plan to what every rank does: compute ops with SEND and RECV in between.
+
+A RECV only posts a receive; the compute op that needs it waits for it. Receives are posted ahead of
+the matching send, since a message to a receive that is posted late pays the latency twice. Per lane
+(directed pair of ranks) sends and receives stand in the same order, the plan's; so transports need
+no matching, and no rank ever waits for another to get ready.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from crosspipe_ray.costs import StageCosts, Transfer, stage_costs
+from crosspipe_ray.errors import InfeasibleError, ScheduleError
+from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.timeline import Timeline
+
+Lane = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What one rank does in a step, in order: F I W B, and SEND_F SEND_B RECV_F RECV_B.
+
+    Attributes:
+        peers: the other rank of every SEND and RECV.
+        peak_posted_bytes: most bytes of receives that are posted and not yet used.
+    """
+
+    rank: int
+    ops: tuple[Op, ...]
+    peers: dict[Op, int]
+    peak_posted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Transit:
+    """One message between two ranks, with both its ends."""
+
+    lane: Lane
+    send: Op
+    receive: Op
+    producer: Op
+    consumer: Op
+    num_bytes: int
+    post_by_ns: int
+
+
+def lower(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
+    """Programs of all ranks for a simulated timeline.
+
+    Receives are posted a latency and one op of the receiver before the planned send, as far as
+    ``message_memory_limit_bytes`` allows.
+
+    Raises:
+        InfeasibleError: a rank's ``message_memory_limit_bytes`` is too small for the order of its
+        messages.
+        ScheduleError: the programs would wait for each other in a cycle.
+    """
+    transits = _transits(stage_costs(problem), timeline)
+    programs = tuple(
+        _program(problem, timeline, rank, transits) for rank in range(len(timeline.ranks))
+    )
+    check_progress(programs)
+    return programs
+
+
+def lanes(programs: Iterable[Program]) -> tuple[Lane, ...]:
+    """The directed pairs of ranks that exchange messages, in a fixed order."""
+    used = {
+        (program.rank, program.peers[op])
+        for program in programs
+        for op in program.ops
+        if op.kind in (Kind.SEND_F, Kind.SEND_B)
+    }
+    return tuple(sorted(used))
+
+
+def check_progress(programs: Sequence[Program]) -> None:
+    """Runs the programs without a clock: sends never wait, a compute op waits for its message.
+
+    Raises:
+        ScheduleError: a lane's receives are not in the order of its sends, or the ranks stop for
+        good; names
+            rank and op.
+    """
+    sent: dict[Lane, deque[Op]] = defaultdict(deque)
+    posted: dict[Lane, deque[Op]] = defaultdict(deque)
+    arrived: set[Op] = set()
+    position = [0] * len(programs)
+    moved = True
+    while moved:
+        moved = False
+        for program in programs:
+            rank = program.rank
+            while position[rank] < len(program.ops) and _step(
+                program, program.ops[position[rank]], sent, posted, arrived
+            ):
+                position[rank] += 1
+                moved = True
+    for program in programs:
+        if position[program.rank] < len(program.ops):
+            raise ScheduleError(
+                f"rank {program.rank}, op {program.ops[position[program.rank]]}: deadlock, its message is never sent"
+            )
+
+
+def _step(
+    program: Program,
+    op: Op,
+    sent: dict[Lane, deque[Op]],
+    posted: dict[Lane, deque[Op]],
+    arrived: set[Op],
+) -> bool:
+    """Does one op if it can go on."""
+    if op.kind in (Kind.SEND_F, Kind.SEND_B):
+        lane = program.rank, program.peers[op]
+        sent[lane].append(receive_of(op))
+        _match(lane, sent[lane], posted[lane], arrived)
+    elif op.kind in (Kind.RECV_F, Kind.RECV_B):
+        lane = program.peers[op], program.rank
+        posted[lane].append(op)
+        _match(lane, sent[lane], posted[lane], arrived)
+    else:
+        needed = receive_for(op)
+        return needed is None or needed not in program.peers or needed in arrived
+    return True
+
+
+def _match(lane: Lane, sent: deque[Op], posted: deque[Op], arrived: set[Op]) -> None:
+    while sent and posted:
+        if sent[0] != posted[0]:
+            raise ScheduleError(
+                f"lane {lane[0]}->{lane[1]}: {sent[0]} arrives where {posted[0]} is expected"
+            )
+        arrived.add(posted.popleft())
+        sent.popleft()
+
+
+def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]:
+    """All messages between ranks, in the order in which the plan sends them."""
+    timed = {message.op: (message.start_ns, turn) for turn, message in enumerate(timeline.sends)}
+    longest = [
+        max(max(cost.duration_ns) for cost in costs if cost.rank == rank)
+        for rank in range(len(timeline.ranks))
+    ]
+    ordered = []
+    for spans in timeline.ranks:
+        for op, _, end_ns in spans:
+            transfer = costs[op.stage].transfer(op.kind)
+            if transfer and transfer.src != transfer.dst:
+                send = Op(op.stage, transfer.kind, op.microbatch)
+                when = timed.get(send, (end_ns, 0))
+                ordered.append(
+                    (when, _transit(op, send, transfer, when[0] - longest[transfer.dst]))
+                )
+    return [transit for _, transit in sorted(ordered, key=lambda item: (item[0], item[1].send))]
+
+
+def _transit(producer: Op, send: Op, transfer: Transfer, lead_to_ns: int) -> _Transit:
+    receive = receive_of(send)
+    # Of the two backward kinds the receiver runs either; positions are looked up by F or I.
+    consumer = Op(receive.stage, Kind.F if send.kind is Kind.SEND_F else Kind.I, send.microbatch)
+    latency_ns = transfer.route.latency_ns if transfer.route else 0
+    lane = transfer.src, transfer.dst
+    return _Transit(
+        lane, send, receive, producer, consumer, transfer.num_bytes, lead_to_ns - latency_ns
+    )
+
+
+def _program(
+    problem: Problem, timeline: Timeline, rank: int, transits: Sequence[_Transit]
+) -> Program:
+    spans = timeline.ranks[rank]
+    position_of = {_as_split(span.op): position for position, span in enumerate(spans)}
+    sends = [
+        transit
+        for transit in transits
+        if transit.lane[0] == rank and _as_split(transit.producer) in position_of
+    ]
+    receives = [
+        transit
+        for transit in transits
+        if transit.lane[1] == rank and transit.consumer in position_of
+    ]
+    before, peak = _receive_positions(problem, timeline, rank, receives, position_of)
+    after = _send_positions(sends, position_of)
+    ops: list[Op] = []
+    for position, span in enumerate(spans):
+        ops += [*before[position], span.op, *after[position]]
+    peers = {transit.send: transit.lane[1] for transit in sends} | {
+        t.receive: t.lane[0] for t in receives
+    }
+    return Program(rank, tuple(ops), peers, peak)
+
+
+def _send_positions(sends: Sequence[_Transit], position_of: dict[Op, int]) -> dict[int, list[Op]]:
+    """Each SEND follows the op that makes its message, and all earlier SENDs of its lane."""
+    after: dict[int, list[Op]] = defaultdict(list)
+    last: dict[Lane, int] = {}
+    for transit in sends:
+        position = max(position_of[_as_split(transit.producer)], last.get(transit.lane, 0))
+        last[transit.lane] = position
+        after[position].append(transit.send)
+    return after
+
+
+def _receive_positions(
+    problem: Problem,
+    timeline: Timeline,
+    rank: int,
+    receives: Sequence[_Transit],
+    position_of: dict[Op, int],
+) -> tuple[dict[int, list[Op]], int]:
+    """Where receives are posted, and the most bytes posted at once.
+
+    They are posted in the order in which they are used, each in time for the planned send, later
+    only where the memory for messages is not free before.
+    """
+    starts = [span.start_ns for span in timeline.ranks[rank]]
+    needed = _needed_by(receives, position_of)
+    order = sorted(range(len(receives)), key=lambda index: (needed[index], index))
+    latest = len(starts)
+    in_time: dict[int, int] = {}
+    for index in reversed(order):
+        latest = min(
+            latest, max(0, bisect_right(starts, receives[index].post_by_ns) - 1), needed[index]
+        )
+        in_time[index] = latest
+    budget = _MessageBudget(problem, rank)
+    before: dict[int, list[Op]] = defaultdict(list)
+    for index in order:
+        position = budget.post(
+            receives[index], in_time[index], needed[index], position_of[receives[index].consumer]
+        )
+        before[position].append(receives[index].receive)
+    return before, budget.peak_bytes
+
+
+def _needed_by(receives: Sequence[_Transit], position_of: dict[Op, int]) -> list[int]:
+    """Position before which each receive must be posted: its own use, or that of a later message on its lane."""
+    needed = [position_of[transit.consumer] for transit in receives]
+    first_use: dict[Lane, int] = {}
+    for index in range(len(receives) - 1, -1, -1):
+        lane = receives[index].lane
+        needed[index] = first_use[lane] = min(needed[index], first_use.get(lane, needed[index]))
+    return needed
+
+
+class _MessageBudget:
+    """Posted receives of one rank, in the order of posting, against its memory for messages."""
+
+    def __init__(self, problem: Problem, rank: int) -> None:
+        self.peak_bytes = 0
+        self._limit = problem.ranks[rank].message_memory_limit_bytes
+        self._name = f"rank {rank} ({problem.ranks[rank].cluster})"
+        self._posted: list[tuple[int, int]] = []  # heap of (position of use, bytes)
+        self._posted_bytes = 0
+        self._position = 0
+
+    def post(self, transit: _Transit, earliest: int, latest: int, used_at: int) -> int:
+        """The first position, from ``earliest``, at which there is memory for the message."""
+        self._release_until(max(self._position, earliest))
+        while (
+            self._limit is not None
+            and self._posted_bytes + transit.num_bytes > self._limit
+            and self._posted
+        ):
+            self._release_until(self._posted[0][0] + 1)
+        missing = self._posted_bytes + transit.num_bytes - (self._limit or 0)
+        if self._limit is not None and (missing > 0 or self._position > latest):
+            raise InfeasibleError(
+                f"{self._name}: message_memory_limit_bytes {self._limit} is too small to post {transit.receive} "
+                f"({transit.num_bytes} bytes) before it is needed"
+            )
+        heappush(self._posted, (used_at, transit.num_bytes))
+        self._posted_bytes += transit.num_bytes
+        self.peak_bytes = max(self.peak_bytes, self._posted_bytes)
+        return self._position
+
+    def _release_until(self, position: int) -> None:
+        """Moves on; what is used before the position is free there."""
+        self._position = position
+        while self._posted and self._posted[0][0] < position:
+            self._posted_bytes -= heappop(self._posted)[1]
+
+
+def _as_split(op: Op) -> Op:
+    """The op under which positions are looked up: B stands where I would."""
+    return Op(op.stage, Kind.I, op.microbatch) if op.kind is Kind.B else op

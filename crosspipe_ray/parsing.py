@@ -1,0 +1,80 @@
+"""From outside data to a pydantic model, or one line that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from crosspipe_ray.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_model(model: type[Model], raw: object, *, source: str, error: type[InputError]) -> Model:
+    """Validates outside data against a model.
+
+    Args:
+        model: the pydantic model.
+        raw: parsed JSON or YAML.
+        source: what to call the data in the message, as a file name.
+        error: the type to raise.
+
+    Raises:
+        InputError: of the given type; one line with the first wrong field.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as failure:
+        raise error(f"{source}: {_first_problem(failure, raw, model)}") from None
+
+
+def read_json(path: Path, *, error: type[InputError]) -> Any:
+    """Reads a JSON file, or raises ``error`` with one line that names it."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as failure:
+        raise error(f"{path}: {failure.strerror}") from None
+    except ValueError as failure:
+        raise error(f"{path}: not JSON: {failure}") from None
+
+
+def _first_problem(failure: ValidationError, raw: object, model: type[BaseModel]) -> str:
+    first = failure.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "whole file"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field{_nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}"
+    if first["type"] == "missing":
+        return f"{where}: missing"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = first.get("input")
+    brief = f" (got {shown!r})" if isinstance(shown, str | int | float | bool) else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{brief}"
+
+
+def _nearest(wrong: str, known: Mapping[str, object]) -> str:
+    match = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else f"; known are {', '.join(known)}"
+
+
+def _siblings(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, object]:
+    """The fields of the model in which the wrong key stands, found along the schema."""
+    fields: Mapping[str, Any] = model.model_fields
+    for part in location[:-1]:
+        if isinstance(part, str) and part in fields:
+            fields = _nested_fields(fields[part].annotation)
+    return fields
+
+
+def _nested_fields(annotation: object) -> Mapping[str, Any]:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    while candidates:
+        candidate = candidates.pop(0)
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate.model_fields
+        candidates += getattr(candidate, "__args__", ())
+    return {}

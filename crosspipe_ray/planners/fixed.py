@@ -1,0 +1,202 @@
+"""The well-known schedules, each as loops over counts. They know nothing of times or links.
+
+With p ranks and M microbatches; s is a stage, r a rank. Where F = I = W = 1 and links cost nothing:
+
+    method        stages per rank   makespan               most microbatches in flight on a rank
+    gpipe         1                 3 (M + p - 1)          M
+    1f1b          1                 3 (M + p - 1)          p - r
+    interleaved   v (loop)          3 (v M + p - 1)        (v + 1) p - 2 r - 1 of 1/v size (when M
+    is a multiple of p) zb-h1         1                 3 M + p - 1            p zb-v          2
+    (wave)          6 M + p - 1            2 p of half size (M >= 2 p - 1)
+
+(interleaved and zb-v in units of their own, smaller stages).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.planners.placement import Pattern, follows
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import Schedule
+
+
+def gpipe(problem: Problem) -> Schedule:
+    """All forwards, then all backwards (Huang et al., 2019)."""
+    _require(problem, "gpipe", Pattern.ONE_PER_RANK)
+    microbatches = range(problem.num_microbatches)
+    return _per_stage(
+        problem,
+        lambda stage: [Op(stage, kind, m) for kind in (Kind.F, Kind.B) for m in microbatches],
+    )
+
+
+def one_forward_one_backward(problem: Problem) -> Schedule:
+    """Forwards until the first gradient is back, then a forward for every backward (PipeDream-flush, 2019)."""
+    _require(problem, "1f1b", Pattern.ONE_PER_RANK)
+
+    def ops(stage: int) -> Iterator[Op]:
+        count = _Counter(problem.num_microbatches)
+        for _ in range(len(problem.stages) - stage - 1):
+            yield from count.next(stage, Kind.F)
+        for _ in range(problem.num_microbatches):
+            yield from count.next(stage, Kind.F)
+            yield from count.next(stage, Kind.B)
+
+    return _per_stage(problem, ops)
+
+
+def zb_h1(problem: Problem) -> Schedule:
+    """1F1B with split backward and its memory: rank s puts off s W's to fill its cooldown (Qi et al., 2024).
+
+    Rank s runs F^(p-s), (I F)^s, (I W F)*, (I W)*, and the W's that are left: optimal at zero delay
+    and equal times with memory for p microbatches.
+    """
+    _require(problem, "zb-h1", Pattern.ONE_PER_RANK)
+
+    def ops(stage: int) -> Iterator[Op]:
+        count = _Counter(problem.num_microbatches)
+        for _ in range(len(problem.stages) - stage):
+            yield from count.next(stage, Kind.F)
+        for microbatch in range(problem.num_microbatches):
+            yield from count.next(stage, Kind.I)
+            if microbatch >= stage:
+                yield from count.next(stage, Kind.W)
+            yield from count.next(stage, Kind.F)
+        for _ in range(stage):
+            yield from count.next(stage, Kind.W)
+
+    return _per_stage(problem, ops)
+
+
+def interleaved(problem: Problem) -> Schedule:
+    """Megatron-LM's interleaved 1F1B (Narayanan et al., 2021): rounds of p microbatches through v chunks.
+
+    Raises:
+        ProblemError: the stages are no loop, or the microbatches no multiple of the ranks.
+    """
+    _require(problem, "interleaved", Pattern.LOOP)
+    num_ranks, num_microbatches = len(problem.ranks), problem.num_microbatches
+    if num_microbatches % num_ranks:
+        raise ProblemError(
+            f"interleaved needs num_microbatches to be a multiple of the {num_ranks} ranks, got {num_microbatches}"
+        )
+    return Schedule.of(_interleaved_rank(problem, stages[0]) for stages in problem.stages_of_rank)
+
+
+def _interleaved_rank(problem: Problem, position: int) -> list[Op]:
+    num_ranks = len(problem.ranks)
+    num_chunks = len(problem.stages) // num_ranks
+    forwards = _rounds(problem, position, Kind.F, range(num_chunks))
+    backwards = _rounds(problem, position, Kind.B, range(num_chunks - 1, -1, -1))
+    num_warmup = min(2 * (num_ranks - position - 1) + (num_chunks - 1) * num_ranks, len(forwards))
+    pairs = zip(forwards[num_warmup:], backwards, strict=False)
+    num_paired = len(forwards) - num_warmup
+    return forwards[:num_warmup] + [op for pair in pairs for op in pair] + backwards[num_paired:]
+
+
+def zb_v(problem: Problem) -> Schedule:
+    """The zero-bubble V schedule (Qi et al., 2024): two stages per rank in a wave, memory of 1F1B.
+
+    With fewer than 2 p - 1 microbatches it is the schedule of that many, less the ops that are too
+    many.
+    """
+    _require(problem, "zb-v", Pattern.WAVE)
+    return Schedule.of(_zb_v_rank(problem, stages[0]) for stages in problem.stages_of_rank)
+
+
+def _zb_v_rank(problem: Problem, position: int) -> Iterator[Op]:
+    num_ranks = len(problem.ranks)
+    down, up = position, 2 * num_ranks - 1 - position
+    num_full = max(2 * num_ranks - 1, problem.num_microbatches)
+    count = _Counter(num_full, num_kept=problem.num_microbatches)
+    for _ in range(2 * (num_ranks - position) - 1):
+        yield from count.next(down, Kind.F)
+    for _ in range(position):
+        yield from count.next(up, Kind.F)
+        yield from count.next(down, Kind.F)
+    for _ in range(num_ranks - position):
+        yield from count.each(up, Kind.F, Kind.I, Kind.W)
+    while count.done(up, Kind.F) < num_full:
+        yield from count.each(down, Kind.F, Kind.I, Kind.W)
+        yield from count.each(up, Kind.F, Kind.I, Kind.W)
+    for _ in range(position):
+        yield from count.next(down, Kind.I)
+        yield from count.next(up, Kind.I)
+    for _ in range(num_ranks - position):
+        yield from count.each(down, Kind.I, Kind.W)
+    for stage in (up, down):
+        while count.done(stage, Kind.W) < num_full:
+            yield from count.next(stage, Kind.W)
+
+
+def forward_only(problem: Problem) -> Schedule:
+    """Every microbatch through all stages, oldest first: what an evaluation runs, on any placement."""
+    return Schedule.of(
+        [
+            Op(stage, Kind.F, microbatch)
+            for microbatch in range(problem.num_microbatches)
+            for stage in stages
+        ]
+        for stages in problem.stages_of_rank
+    )
+
+
+class _Counter:
+    """Yields the next op of a stage and kind; nothing once all microbatches are done."""
+
+    def __init__(self, num_microbatches: int, *, num_kept: int | None = None) -> None:
+        self._num_microbatches = num_microbatches
+        self._num_kept = num_microbatches if num_kept is None else num_kept
+        self._done: dict[tuple[int, Kind], int] = {}
+
+    def done(self, stage: int, kind: Kind) -> int:
+        return self._done.get((stage, kind), 0)
+
+    def next(self, stage: int, kind: Kind) -> Iterator[Op]:
+        microbatch = self.done(stage, kind)
+        if microbatch < self._num_microbatches:
+            self._done[stage, kind] = microbatch + 1
+            if microbatch < self._num_kept:
+                yield Op(stage, kind, microbatch)
+
+    def each(self, stage: int, *kinds: Kind) -> Iterator[Op]:
+        for kind in kinds:
+            yield from self.next(stage, kind)
+
+
+def _rounds(problem: Problem, position: int, kind: Kind, chunks: range) -> list[Op]:
+    """Ops of one kind on one rank: rounds of p microbatches, all chunks in each round."""
+    num_ranks = len(problem.ranks)
+    return [
+        Op(chunk * num_ranks + position, kind, microbatch)
+        for first in range(0, problem.num_microbatches, num_ranks)
+        for chunk in chunks
+        for microbatch in range(first, first + num_ranks)
+    ]
+
+
+def _per_stage(problem: Problem, ops: Callable[[int], Iterable[Op]]) -> Schedule:
+    """A schedule of one stage per rank, on whatever rank each stage is."""
+    return Schedule.of(ops(stages[0]) for stages in problem.stages_of_rank)
+
+
+def _require(problem: Problem, method: str, pattern: Pattern) -> None:
+    if not follows(problem, pattern):
+        raise ProblemError(
+            f"stages: {method} needs the placement '{pattern.value}' ({pattern.meaning}); "
+            f"the stages are on ranks {_brief(problem.rank_of_stage)}"
+        )
+    if method.startswith("zb-"):
+        fused = [stage for stage in range(len(problem.stages)) if problem.is_fused(stage)]
+        if fused:
+            raise ProblemError(
+                f"stages.{fused[0]}.fused_backward: {method} needs a backward that is split in I and W"
+            )
+
+
+def _brief(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:12]))
+    return f"{shown}{', ...' if len(ranks) > 12 else ''}"

@@ -1,0 +1,143 @@
+"""Which stage goes on which rank: the known patterns, and stages made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.problem import Layer, Problem, Stage
+
+
+class Pattern(Enum):
+    """A rule from stages to positions in the pipeline's order of ranks."""
+
+    ONE_PER_RANK = "one_per_rank"
+    WAVE = "wave"
+    LOOP = "loop"
+
+    @property
+    def meaning(self) -> str:
+        """One line for a person."""
+        return _MEANINGS[self]
+
+    def positions(self, num_ranks: int, num_stages_per_rank: int) -> list[int]:
+        """Position of each stage.
+
+        >>> Pattern.WAVE.positions(3, 2), Pattern.LOOP.positions(3, 2)
+        ([0, 1, 2, 2, 1, 0], [0, 1, 2, 0, 1, 2])
+        """
+        down = list(range(num_ranks))
+        rounds = [
+            down if self is not Pattern.WAVE or i % 2 == 0 else down[::-1]
+            for i in range(num_stages_per_rank)
+        ]
+        return [position for visit in rounds for position in visit]
+
+    def allows(self, num_stages_per_rank: int) -> bool:
+        """Whether ranks may hold this many stages each."""
+        return {
+            Pattern.ONE_PER_RANK: num_stages_per_rank == 1,
+            Pattern.WAVE: num_stages_per_rank == 2,
+            Pattern.LOOP: num_stages_per_rank >= 2,
+        }[self]
+
+
+_MEANINGS = {
+    Pattern.ONE_PER_RANK: "one stage on every rank, in any order of ranks",
+    Pattern.WAVE: "two stages per rank in a V: down the ranks and back up",
+    Pattern.LOOP: "two or more stages per rank: down the ranks, and down again",
+}
+
+
+def follows(problem: Problem, pattern: Pattern) -> bool:
+    """Whether a problem's stages follow a pattern, for the order of ranks that its first stages give."""
+    num_ranks, ranks = len(problem.ranks), problem.rank_of_stage
+    num_visits, left_over = divmod(len(ranks), num_ranks)
+    if left_over or len(set(ranks[:num_ranks])) != num_ranks or not pattern.allows(num_visits):
+        return False
+    return [ranks[position] for position in pattern.positions(num_ranks, num_visits)] == list(ranks)
+
+
+def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Problem:
+    """Makes stages of a problem's layers: contiguous parts of about equal work, on ranks by the pattern.
+
+    Returns:
+        The problem with ``stages`` in place of ``layers``.
+
+    Raises:
+        ProblemError: more stages than layers.
+    """
+    positions = pattern.positions(len(problem.ranks), num_stages_per_rank)
+    if len(positions) > len(problem.layers):
+        raise ProblemError(
+            f"{len(positions)} stages ({num_stages_per_rank} on each of {len(problem.ranks)} ranks) are more than the "
+            f"{len(problem.layers)} layers; take fewer ranks or more layers"
+        )
+    work = [
+        layer.forward_us + layer.backward_input_us + layer.backward_weight_us
+        for layer in problem.layers
+    ]
+    cuts = balanced_cuts(work, len(positions))
+    stages = [
+        _stage(problem.layers[first:end], first, position)
+        for position, first, end in zip(positions, cuts[:-1], cuts[1:], strict=True)
+    ]
+    return Problem.model_validate(
+        problem.model_copy(
+            update={"layers": (), "num_stages_per_rank": None, "stages": tuple(stages)}
+        ).model_dump()
+    )
+
+
+def balanced_cuts(work: Sequence[float], num_parts: int) -> list[int]:
+    """Cuts a row of layers into parts so that the heaviest part is as light as possible.
+
+    Among those cuts, the one whose parts have the least sum of squares, so that no part is left
+    light in vain.
+
+    Returns:
+        ``num_parts + 1`` borders, from 0 to the number of layers.
+
+    >>> balanced_cuts([1, 1, 1, 1, 1, 5], 3)
+    [0, 3, 5, 6]
+    """
+    prefix = [0.0]
+    for value in work:
+        prefix.append(prefix[-1] + value)
+    # best[end]: (heaviest part, sum of squares, borders so far) of the layers before `end`, one
+    # more part a round
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, (0,))}
+    for part in range(1, num_parts + 1):
+        ends = range(part, len(work) - num_parts + part + 1)
+        best = {
+            end: min(_extended(best, prefix, first, end) for first in best if first < end)
+            for end in ends
+        }
+    return list(best[len(work)][2])
+
+
+def _extended(
+    best: dict[int, tuple[float, float, tuple[int, ...]]],
+    prefix: Sequence[float],
+    first: int,
+    end: int,
+) -> tuple[float, float, tuple[int, ...]]:
+    heaviest, squares, borders = best[first]
+    part = prefix[end] - prefix[first]
+    return max(heaviest, part), squares + part * part, (*borders, end)
+
+
+def _stage(layers: Sequence[Layer], first: int, rank: int) -> Stage:
+    """A stage made of consecutive layers: sums, but for what crosses its borders."""
+    summed = (
+        "forward_us", "backward_input_us", "backward_weight_us", "activation_bytes",
+        "freed_by_backward_input_bytes", "weight_bytes", "optimizer_bytes",
+    )  # fmt: skip
+    return Stage(
+        **{name: sum(getattr(layer, name) for layer in layers) for name in summed},
+        rank=rank,
+        output_bytes=layers[-1].output_bytes,
+        input_gradient_bytes=layers[0].input_gradient_bytes,
+        layers=(first, first + len(layers)),
+    )

@@ -1,0 +1,217 @@
+"""The planning problem: what has to be computed, where, and what lies between (file format, version 1).
+
+These models are the file format and the type that planners take; `costs` and `topology` derive the
+integer-nanosecond view that inner loops use. The rules of the clock stand in `simulate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.parsing import parse_model, read_json
+
+
+class Record(BaseModel):
+    """A part of a file: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rank(Record):
+    """One stage actor: a device in a cluster that runs one op at a time."""
+
+    cluster: str = "default"
+    memory_limit_bytes: int | None = Field(
+        None, ge=0, description="activations (and weights, where stages state them)"
+    )
+    message_memory_limit_bytes: int | None = Field(
+        None, ge=0, description="received inputs that wait to be used; default: no limit"
+    )
+    op_overhead_us: float = Field(0.0, ge=0, description="fixed cost added to every op of the rank")
+
+
+class Costs(Record):
+    """What one microbatch costs in a stage or layer."""
+
+    forward_us: float = Field(ge=0)
+    backward_input_us: float = Field(ge=0)
+    backward_weight_us: float = Field(ge=0)
+    activation_bytes: int = Field(0, ge=0, description="held from the start of F")
+    freed_by_backward_input_bytes: int = Field(
+        0, ge=0, description="given back when I ends; the rest when W ends"
+    )
+    output_bytes: int = Field(0, ge=0, description="sent to the next stage when F ends")
+    input_gradient_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="sent to the previous stage when I or B ends; default: its output_bytes",
+    )
+    weight_bytes: int = Field(0, ge=0, description="held all the time")
+    optimizer_bytes: int = Field(
+        0, ge=0, description="held all the time: gradients and optimizer state"
+    )
+
+    @model_validator(mode="after")
+    def _frees_what_it_holds(self) -> Costs:
+        if self.freed_by_backward_input_bytes > self.activation_bytes:
+            raise ValueError(
+                f"freed_by_backward_input_bytes {self.freed_by_backward_input_bytes} is more than "
+                f"activation_bytes {self.activation_bytes}"
+            )
+        return self
+
+
+class Stage(Costs):
+    """A contiguous part of the model on one rank; stages stand in model order."""
+
+    rank: int = Field(ge=0)
+    fused_backward: bool | None = Field(
+        None, description="B in place of I and W; default: the problem's"
+    )
+    gather_us: float = Field(0.0, ge=0, description="data-parallel gather before its first F")
+    reduce_us: float = Field(0.0, ge=0, description="data-parallel reduction after its last W")
+    layers: tuple[int, int] | None = Field(
+        None, description="[first, end) of the model's layers, where known"
+    )
+
+
+class Layer(Costs):
+    """One layer, to be placed by the planner; costs are per microbatch."""
+
+
+class Link(Record):
+    """A directed link between two ranks, or between all pairs of two clusters."""
+
+    src: int | str
+    dst: int | str
+    latency_us: float = Field(0.0, ge=0)
+    bandwidth_bytes_per_s: float | None = Field(
+        None, gt=0, description="default: messages do not occupy the channel"
+    )
+    channel: str | None = Field(
+        None,
+        description="links of one channel share it; 'per_pair': no sharing between the pairs of two clusters",
+    )
+    message_overhead_us: float = Field(
+        0.0, ge=0, description="fixed time by which each message occupies the channel"
+    )
+    bandwidth_curve: tuple[tuple[int, float], ...] | None = Field(
+        None,
+        description="(message bytes, bytes/s) points, interpolated; in place of bandwidth_bytes_per_s",
+    )
+    latency_samples_us: tuple[float, ...] | None = Field(None, description="measured latencies")
+
+    @model_validator(mode="after")
+    def _curve_is_a_function(self) -> Link:
+        curve = self.bandwidth_curve
+        if curve is not None:
+            sizes = [size for size, _ in curve]
+            if (
+                not curve
+                or sizes != sorted(set(sizes))
+                or min(sizes) < 0
+                or any(rate <= 0 for _, rate in curve)
+            ):
+                raise ValueError(
+                    "bandwidth_curve must be points of growing size with rates above 0"
+                )
+        return self
+
+
+class Problem(Record):
+    """Everything that a planner needs to know. Either ``stages`` or ``layers`` is given.
+
+    A problem with ``layers`` has no stages yet: `planners.placement` makes them.
+    """
+
+    version: Literal[1] = 1
+    num_microbatches: int = Field(gt=0)
+    ranks: tuple[Rank, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = ()
+    links: tuple[Link, ...] = ()
+    fused_backward: bool = False
+    layers: tuple[Layer, ...] = ()
+    num_stages_per_rank: int | None = Field(
+        None, gt=0, description="with layers: the placement's; default: searched"
+    )
+    max_sub_blocks: Literal[1] = Field(1, description="ops are not split in this version")
+
+    @model_validator(mode="after")
+    def _stages_or_layers(self) -> Problem:
+        if bool(self.stages) == bool(self.layers):
+            raise ValueError("give either stages or layers")
+        for index, stage in enumerate(self.stages):
+            if stage.rank >= len(self.ranks):
+                raise ValueError(
+                    f"stages.{index}.rank: there is no rank {stage.rank}, ranks are 0 to {len(self.ranks) - 1}"
+                )
+        unused = set(range(len(self.ranks))) - {stage.rank for stage in self.stages}
+        if self.stages and unused:
+            raise ValueError(f"rank {min(unused)} has no stage")
+        return self
+
+    @model_validator(mode="after")
+    def _links_have_ends(self) -> Problem:
+        clusters = {rank.cluster for rank in self.ranks}
+        for index, link in enumerate(self.links):
+            if isinstance(link.src, str) != isinstance(link.dst, str):
+                raise ValueError(
+                    f"links.{index}: src and dst must both be ranks or both be clusters"
+                )
+            for end in (link.src, link.dst):
+                if isinstance(end, str) and end not in clusters:
+                    raise ValueError(
+                        f"links.{index}: no cluster '{end}'; there are {sorted(clusters)}"
+                    )
+                if isinstance(end, int) and not 0 <= end < len(self.ranks):
+                    raise ValueError(
+                        f"links.{index}: no rank {end}; ranks are 0 to {len(self.ranks) - 1}"
+                    )
+        return self
+
+    @cached_property
+    def rank_of_stage(self) -> tuple[int, ...]:
+        """Rank of each stage."""
+        return tuple(stage.rank for stage in self.stages)
+
+    @cached_property
+    def stages_of_rank(self) -> tuple[tuple[int, ...], ...]:
+        """Stages of each rank, in model order."""
+        held: list[list[int]] = [[] for _ in self.ranks]
+        for index, stage in enumerate(self.stages):
+            held[stage.rank].append(index)
+        return tuple(tuple(stages) for stages in held)
+
+    def is_fused(self, stage: int) -> bool:
+        """Whether the stage's backward is one op B by the problem's own word."""
+        own = self.stages[stage].fused_backward
+        return self.fused_backward if own is None else own
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of everything in the problem that is not a default, independent of how it was written."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_problem(path: Path) -> Problem:
+    """Reads a problem file.
+
+    Raises:
+        ProblemError: one line that names the file and the field.
+    """
+    return parse_model(
+        Problem, read_json(path, error=ProblemError), source=str(path), error=ProblemError
+    )
+
+
+def problem_json(problem: Problem) -> dict[str, object]:
+    """The problem as JSON data, without the defaults."""
+    return {"version": 1, **problem.model_dump(mode="json", exclude_defaults=True)}

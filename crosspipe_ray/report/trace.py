@@ -1,0 +1,112 @@
+"""A timeline as Chrome trace events, for ui.perfetto.dev and chrome://tracing.
+
+A process per panel, a thread per rank, and one more thread for a rank's data-parallel collectives;
+arrows (flow events) from the op that sent a message to the op that needed it. Format: "Trace Event
+Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.timeline import Message, Span, Timeline
+
+Event = dict[str, Any]
+_NS_PER_US = 1000
+
+
+def trace_events(
+    panels: Sequence[tuple[str, Timeline]], *, clusters: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Timelines as one trace.
+
+    Args:
+        panels: name and timeline of each, as planned and measured.
+        clusters: cluster of each rank, for the names of the threads.
+
+    Returns:
+        The JSON object to write to ``trace.json``; times are microseconds.
+    """
+    flow_ids = itertools.count()
+    events: list[Event] = []
+    for process, (name, timeline) in enumerate(panels):
+        events.append(_name("process_name", name, pid=process, tid=0))
+        events += _threads(process, timeline, clusters)
+        events += _flows(process, timeline, flow_ids)
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def _threads(process: int, timeline: Timeline, clusters: Sequence[str] | None) -> Iterator[Event]:
+    """Rank r computes in thread 2 r and gathers and reduces in thread 2 r + 1."""
+    for rank, spans in enumerate(timeline.ranks):
+        name = f"rank {rank} {clusters[rank]}" if clusters else f"rank {rank}"
+        yield from _thread(process, 2 * rank, name, spans)
+        if rank < len(timeline.collectives) and timeline.collectives[rank]:
+            collectives = timeline.collectives[rank]
+            yield from _thread(process, 2 * rank + 1, f"{name} data parallel", collectives)
+
+
+def _thread(process: int, thread: int, name: str, spans: Sequence[Span]) -> Iterator[Event]:
+    yield _name("thread_name", name, pid=process, tid=thread)
+    yield {
+        "ph": "M",
+        "name": "thread_sort_index",
+        "pid": process,
+        "tid": thread,
+        "args": {"sort_index": thread},
+    }
+    for op, start_ns, end_ns in spans:
+        yield {
+            "ph": "X",
+            "name": str(op),
+            "cat": op.kind.name,
+            "pid": process,
+            "tid": thread,
+            "ts": start_ns / _NS_PER_US,
+            "dur": (end_ns - start_ns) / _NS_PER_US,
+            "args": {"stage": op.stage, "microbatch": op.microbatch},
+        }
+
+
+def _flows(process: int, timeline: Timeline, flow_ids: Iterator[int]) -> Iterator[Event]:
+    """An arrow per message whose two ops are both in the timeline."""
+    spans = {span.op: span for lane in timeline.ranks for span in lane}
+    for message in timeline.sends:
+        producer, consumer = _ends(message, spans)
+        if producer is None or consumer is None:
+            continue
+        shared = {
+            "name": str(message.op),
+            "cat": "message",
+            "id": next(flow_ids),
+            "pid": process,
+            "args": {
+                "sent_us": message.start_ns / _NS_PER_US,
+                "arrived_us": message.arrive_ns / _NS_PER_US,
+            },
+        }
+        # A flow event belongs to the op that runs at that time: leave just before the op ends.
+        leave_us = max(producer.start_ns, producer.end_ns - 1) / _NS_PER_US
+        enter_us = consumer.start_ns / _NS_PER_US
+        yield {"ph": "s", "tid": 2 * message.src, "ts": leave_us, **shared}
+        yield {"ph": "f", "bp": "e", "tid": 2 * message.dst, "ts": enter_us, **shared}
+
+
+def _ends(message: Message, spans: Mapping[Op, Span]) -> tuple[Span | None, Span | None]:
+    """The op that made the message and the op that needs it."""
+    stage, kind, microbatch = message.op
+    forward = kind is Kind.SEND_F
+    kinds = (Kind.F,) if forward else (Kind.I, Kind.B)
+    peer = stage + 1 if forward else stage - 1
+    producer, consumer = (
+        next((spans[op] for kind in kinds if (op := Op(end, kind, microbatch)) in spans), None)
+        for end in (stage, peer)
+    )
+    return producer, consumer
+
+
+def _name(event: str, name: str, *, pid: int, tid: int) -> Event:
+    return {"ph": "M", "name": event, "pid": pid, "tid": tid, "args": {"name": name}}
