@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from crosspipe_ray.costs import StageCosts, stage_costs
+from crosspipe_ray.costs import StageCosts, activation_limit_bytes, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.problem import Problem
 
@@ -91,23 +91,28 @@ def _forward_tail(
 
 
 def _window(problem: Problem, costs: Sequence[StageCosts], stage: int) -> int:
-    """Microbatches that a stage can hold at most: all, where its rank has no limit or holds several stages."""
+    """Microbatches that a stage can hold at most.
+
+    All of them, where its rank has no limit or holds several stages.
+    """
     rank = costs[stage].rank
-    limit, size = problem.ranks[rank].memory_limit_bytes, costs[stage].activation_bytes
+    limit, size = activation_limit_bytes(problem, rank), costs[stage].activation_bytes
     if limit is None or not size or len(problem.stages_of_rank[rank]) > 1:
         return problem.num_microbatches
     return max(1, limit // size)
 
 
 def _split_durations(problem: Problem, stage: int, cost: StageCosts) -> tuple[int, int]:
-    """Time of I and W, or of B and nothing."""
-    if problem.is_fused(stage):
-        return cost.duration_ns[Kind.B], 0
-    return cost.duration_ns[Kind.I], cost.duration_ns[Kind.W]
+    """Least time of I and W, or of B and nothing.
+
+    Any stage may run B, which pays the rank's op overhead once.
+    """
+    _, backward, weight, both = cost.duration_ns
+    return (both, 0) if problem.is_fused(stage) else (backward, min(weight, both - backward))
 
 
 class _Chain:
-    """Heads or tails of microbatch chains by (stage, kind), W's included; B counts as I with no W."""
+    """Heads or tails of microbatch chains by (stage, kind); B counts as I with an empty W."""
 
     def __init__(self, values: dict[tuple[int, Kind], int]) -> None:
         self._values = values
@@ -172,7 +177,7 @@ def _durations(problem: Problem, stage: int, cost: StageCosts) -> dict[Kind, int
 def _rank_loads(
     problem: Problem, costs: Sequence[StageCosts], heads: _Chain, tails: _Chain
 ) -> list[int]:
-    """For sets of kinds on one rank: least head, all work, least rest of the step after an op's end."""
+    """For sets of kinds on one rank: least head, all work, least rest of the step after an op."""
     bounds = []
     for stages in problem.stages_of_rank:
         durations = {stage: _durations(problem, stage, costs[stage]) for stage in stages}

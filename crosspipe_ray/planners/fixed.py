@@ -1,15 +1,16 @@
 """The well-known schedules, each as loops over counts. They know nothing of times or links.
 
-With p ranks and M microbatches; s is a stage, r a rank. Where F = I = W = 1 and links cost nothing:
+With p ranks and M microbatches; r is a rank. Where F = I = W = 1 and links cost nothing:
 
-    method        stages per rank   makespan               most microbatches in flight on a rank
-    gpipe         1                 3 (M + p - 1)          M
-    1f1b          1                 3 (M + p - 1)          p - r
-    interleaved   v (loop)          3 (v M + p - 1)        (v + 1) p - 2 r - 1 of 1/v size (when M
-    is a multiple of p) zb-h1         1                 3 M + p - 1            p zb-v          2
-    (wave)          6 M + p - 1            2 p of half size (M >= 2 p - 1)
+    method       stages per rank  makespan         most microbatches in flight on rank r
+    gpipe        1                3 (M + p - 1)    M
+    1f1b         1                3 (M + p - 1)    p - r
+    interleaved  v, in a loop     3 (v M + p - 1)  (v + 1) p - 2 r - 1, each of 1/v the size
+    zb-h1        1                3 M + p - 1      p
+    zb-v         2, in a wave     6 M + p - 1      2 p, each of half the size
 
-(interleaved and zb-v in units of their own, smaller stages).
+This holds for M >= 2 p - 1, and never more than v M are in flight; interleaved and zb-v count in
+units of their own, smaller stages.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def gpipe(problem: Problem) -> Schedule:
 
 
 def one_forward_one_backward(problem: Problem) -> Schedule:
-    """Forwards until the first gradient is back, then a forward for every backward (PipeDream-flush, 2019)."""
+    """Forwards until the first gradient is back, then one for every backward (PipeDream-flush)."""
     _require(problem, "1f1b", Pattern.ONE_PER_RANK)
 
     def ops(stage: int) -> Iterator[Op]:
@@ -49,10 +50,10 @@ def one_forward_one_backward(problem: Problem) -> Schedule:
 
 
 def zb_h1(problem: Problem) -> Schedule:
-    """1F1B with split backward and its memory: rank s puts off s W's to fill its cooldown (Qi et al., 2024).
+    """1F1B with split backward and its memory (Qi et al., 2024).
 
-    Rank s runs F^(p-s), (I F)^s, (I W F)*, (I W)*, and the W's that are left: optimal at zero delay
-    and equal times with memory for p microbatches.
+    Rank s puts off s W's to fill its cooldown: it runs F^(p-s), (I F)^s, (I W F)*, (I W)*, and the
+    W's that are left. Optimal at zero delay and equal times with memory for p microbatches.
     """
     _require(problem, "zb-h1", Pattern.ONE_PER_RANK)
 
@@ -72,7 +73,9 @@ def zb_h1(problem: Problem) -> Schedule:
 
 
 def interleaved(problem: Problem) -> Schedule:
-    """Megatron-LM's interleaved 1F1B (Narayanan et al., 2021): rounds of p microbatches through v chunks.
+    """Megatron-LM's interleaved 1F1B (Narayanan et al., 2021).
+
+    Rounds of p microbatches go through the v stages of every rank.
 
     Raises:
         ProblemError: the stages are no loop, or the microbatches no multiple of the ranks.
@@ -81,7 +84,8 @@ def interleaved(problem: Problem) -> Schedule:
     num_ranks, num_microbatches = len(problem.ranks), problem.num_microbatches
     if num_microbatches % num_ranks:
         raise ProblemError(
-            f"interleaved needs num_microbatches to be a multiple of the {num_ranks} ranks, got {num_microbatches}"
+            f"num_microbatches: interleaved needs a multiple of the {num_ranks} ranks, "
+            f"got {num_microbatches}"
         )
     return Schedule.of(_interleaved_rank(problem, stages[0]) for stages in problem.stages_of_rank)
 
@@ -133,7 +137,7 @@ def _zb_v_rank(problem: Problem, position: int) -> Iterator[Op]:
 
 
 def forward_only(problem: Problem) -> Schedule:
-    """Every microbatch through all stages, oldest first: what an evaluation runs, on any placement."""
+    """Every microbatch through all stages, oldest first, on any placement: an evaluation."""
     return Schedule.of(
         [
             Op(stage, Kind.F, microbatch)
@@ -193,7 +197,7 @@ def _require(problem: Problem, method: str, pattern: Pattern) -> None:
         fused = [stage for stage in range(len(problem.stages)) if problem.is_fused(stage)]
         if fused:
             raise ProblemError(
-                f"stages.{fused[0]}.fused_backward: {method} needs a backward that is split in I and W"
+                f"stages.{fused[0]}.fused_backward: {method} needs a backward split in I and W"
             )
 
 

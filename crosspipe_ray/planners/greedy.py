@@ -41,7 +41,7 @@ class Bias:
         offset: added urgency per kind (F, I, W).
         slope: added urgency per kind, times the stage's share of the depth of the pipeline.
         in_flight: share of the microbatches that a stage may hold between F and the end of its
-        backward.
+            backward.
     """
 
     patience: float = 0.5
@@ -71,8 +71,8 @@ def greedy(
     Args:
         problem: with stages, any placement.
         time_limit_s: no new attempt starts after it; one attempt is always made.
-        iterations: number of attempts; with a generous time limit the result depends on nothing
-        else.
+        iterations: number of attempts; with a generous time limit the result depends on it and
+            the seed alone.
         seed: of the search.
 
     Raises:
@@ -100,7 +100,7 @@ def greedy(
 def list_schedule(
     problem: Problem, costs: Sequence[StageCosts], tails: dict[Kind, list[list[int]]], bias: Bias
 ) -> Schedule:
-    """One pass of list scheduling: orders of ops by urgency, always within memory, never deadlocked.
+    """One pass of list scheduling: orders by urgency, within memory, never deadlocked.
 
     F of a stage starts only while the rank has room left for all its later stages too; so the
     oldest microbatch can always go on, whatever the placement.
@@ -112,7 +112,10 @@ def list_schedule(
 
 @dataclass(slots=True)
 class _StageState:
-    """Progress of one stage; ``inputs`` and ``gradients`` hold arrival times, known from the moment of sending."""
+    """Progress of one stage.
+
+    ``inputs`` and ``gradients`` hold arrival times, known from the moment of sending.
+    """
 
     cost: StageCosts
     is_fused: bool
@@ -152,7 +155,7 @@ class _Run:
         self._channel_free: dict[int, int] = {}
         # (time, phase, rank, op): at equal times, all ends of ops come before any choice is made.
         self._events: list[tuple[int, int, int, Op | None]] = [
-            (0, _CHOICE, rank, None) for rank in range(len(self.ranks))
+            (costs[0].gather_ns, _CHOICE, costs[0].rank, None)
         ]
 
     def go(self) -> None:
@@ -169,7 +172,7 @@ class _Run:
                 self._choose(rank, state, now)
 
     def _choose(self, rank: int, state: _RankState, now: int) -> None:
-        """Starts the most urgent op that is ready, unless a more urgent one is worth waiting for."""
+        """Starts the most urgent op that is ready, unless a more urgent one is worth the wait."""
         ready, coming = self._best(state, now)
         if ready is None:
             return
@@ -182,7 +185,10 @@ class _Run:
     def _best(
         self, state: _RankState, now: int
     ) -> tuple[tuple[int, int, float] | None, tuple[int, float] | None]:
-        """The most urgent (stage, kind, urgency) that can start, and the (arrival, urgency) of the one on its way."""
+        """The most urgent op that can start, and the most urgent one on its way.
+
+        The first as (stage, kind, urgency), the second as (arrival, urgency).
+        """
         ready: tuple[int, int, float] | None = None
         coming: tuple[int, float] | None = None
         for stage, progress in state.stages.items():
@@ -199,7 +205,7 @@ class _Run:
         return ready, coming
 
     def _available_at(self, state: _RankState, progress: _StageState, index: int) -> int | None:
-        """When the stage's next op of a kind has what it needs; None where that is not known yet."""
+        """When the stage's next op of a kind has what it needs; None: not known yet."""
         forwards, backwards, weights = progress.done
         if index == Kind.W:
             return 0 if weights < backwards and not progress.is_fused else None
@@ -234,10 +240,9 @@ class _Run:
             return
         arrive = now
         if transfer.route:
-            end = (
-                max(now, self._channel_free.get(transfer.route.channel, 0)) + transfer.occupancy_ns
-            )
-            self._channel_free[transfer.route.channel] = end
+            channel = transfer.route.channel
+            end = max(now, self._channel_free.get(channel, 0)) + transfer.occupancy_ns
+            self._channel_free[channel] = end
             arrive = end + transfer.route.latency_ns
         self._deliver(op, transfer.dst, arrive)
 
@@ -250,6 +255,7 @@ class _Run:
         assert op.microbatch is not None
         stages = self.ranks[dst].stages
         if op.kind is Kind.F:
+            arrive = max(arrive, self._costs[op.stage + 1].gather_ns)
             stages[op.stage + 1].inputs[op.microbatch] = arrive
         else:
             stages[op.stage - 1].gradients[op.microbatch] = arrive
@@ -263,7 +269,7 @@ def _rank_state(problem: Problem, costs: Sequence[StageCosts], rank: int) -> _Ra
     held, later_bytes = {}, 0
     for stage in reversed(problem.stages_of_rank[rank]):
         first_input: list[int | None] = [
-            costs[stage].gather_ns if stage == 0 else None
+            None if stage else costs[0].gather_ns
         ] * problem.num_microbatches
         no_gradient: list[int | None] = [None] * problem.num_microbatches
         held[stage] = _StageState(

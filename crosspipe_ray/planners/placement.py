@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
+import numpy as np
+
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.problem import Layer, Problem, Stage
 
@@ -51,7 +53,7 @@ _MEANINGS = {
 
 
 def follows(problem: Problem, pattern: Pattern) -> bool:
-    """Whether a problem's stages follow a pattern, for the order of ranks that its first stages give."""
+    """Whether a problem's stages follow a pattern, in the order of ranks of its first stages."""
     num_ranks, ranks = len(problem.ranks), problem.rank_of_stage
     num_visits, left_over = divmod(len(ranks), num_ranks)
     if left_over or len(set(ranks[:num_ranks])) != num_ranks or not pattern.allows(num_visits):
@@ -60,7 +62,7 @@ def follows(problem: Problem, pattern: Pattern) -> bool:
 
 
 def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Problem:
-    """Makes stages of a problem's layers: contiguous parts of about equal work, on ranks by the pattern.
+    """Makes stages of a problem's layers: contiguous, of about equal work, placed by the pattern.
 
     Returns:
         The problem with ``stages`` in place of ``layers``.
@@ -71,8 +73,9 @@ def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Pr
     positions = pattern.positions(len(problem.ranks), num_stages_per_rank)
     if len(positions) > len(problem.layers):
         raise ProblemError(
-            f"{len(positions)} stages ({num_stages_per_rank} on each of {len(problem.ranks)} ranks) are more than the "
-            f"{len(problem.layers)} layers; take fewer ranks or more layers"
+            f"{len(positions)} stages ({num_stages_per_rank} on each of {len(problem.ranks)} "
+            f"ranks) are more than the {len(problem.layers)} layers; "
+            "take fewer ranks or more layers"
         )
     work = [
         layer.forward_us + layer.backward_input_us + layer.backward_weight_us
@@ -100,32 +103,24 @@ def balanced_cuts(work: Sequence[float], num_parts: int) -> list[int]:
         ``num_parts + 1`` borders, from 0 to the number of layers.
 
     >>> balanced_cuts([1, 1, 1, 1, 1, 5], 3)
-    [0, 3, 5, 6]
+    [0, 2, 5, 6]
     """
-    prefix = [0.0]
-    for value in work:
-        prefix.append(prefix[-1] + value)
-    # best[end]: (heaviest part, sum of squares, borders so far) of the layers before `end`, one
-    # more part a round
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, (0,))}
-    for part in range(1, num_parts + 1):
-        ends = range(part, len(work) - num_parts + part + 1)
-        best = {
-            end: min(_extended(best, prefix, first, end) for first in best if first < end)
-            for end in ends
-        }
-    return list(best[len(work)][2])
-
-
-def _extended(
-    best: dict[int, tuple[float, float, tuple[int, ...]]],
-    prefix: Sequence[float],
-    first: int,
-    end: int,
-) -> tuple[float, float, tuple[int, ...]]:
-    heaviest, squares, borders = best[first]
-    part = prefix[end] - prefix[first]
-    return max(heaviest, part), squares + part * part, (*borders, end)
+    border = np.concatenate([[0.0], np.cumsum(work)])
+    parts = np.where(np.tri(len(border), dtype=bool), np.inf, border - border[:, None])
+    # Two shortest paths over the borders: the first finds the lightest heaviest part, the second
+    # keeps to it and finds the least sum of squares.
+    heaviest = parts[0]
+    for _ in range(num_parts - 1):
+        heaviest = np.maximum(heaviest[:, None], parts).min(axis=0)
+    squares = np.where(parts <= heaviest[-1], parts**2, np.inf)
+    sums, arrivals = squares[0], []
+    for _ in range(num_parts - 1):
+        arrivals.append((sums[:, None] + squares).argmin(axis=0))
+        sums = (sums[:, None] + squares).min(axis=0)
+    cuts = [len(work)]
+    for came_from in reversed(arrivals):
+        cuts.append(int(came_from[cuts[-1]]))
+    return [0, *reversed(cuts)]
 
 
 def _stage(layers: Sequence[Layer], first: int, rank: int) -> Stage:

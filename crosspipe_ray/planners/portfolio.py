@@ -1,4 +1,4 @@
-"""From a problem to a plan: the methods by name, and `auto`, which tries all that fit and takes the best."""
+"""From a problem to a plan: the methods by name, and `auto`, the best of all that fit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.plan import Plan, Status
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.bounds import lower_bound_ns
 from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy
-from crosspipe_ray.planners.placement import Pattern, place
+from crosspipe_ray.planners.placement import Pattern, follows, place
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule, validate
 from crosspipe_ray.simulate import simulate
@@ -28,7 +29,7 @@ class Budget:
     Attributes:
         time_limit_s: wall-clock time for the whole plan.
         iterations: attempts per search; where the clock does not cut in, results depend on it and
-        the seed alone.
+            the seed alone.
         seed: of every search.
     """
 
@@ -105,14 +106,14 @@ def plan(
     method: str = AUTO,
     budget: Budget | None = None,
     patterns: Sequence[Pattern] = tuple(Pattern),
-    on_attempt: Callable[[Attempt], None] = lambda attempt: None,
+    on_attempt: Callable[[Attempt], None] = lambda _: None,
 ) -> Plan:
     """Plans a problem.
 
     Args:
         problem: with stages, or with layers to be placed.
         method: a name of METHODS, or ``auto``: every method that fits is tried, the shortest
-        makespan wins.
+            makespan wins.
         budget: time, iterations and seed.
         patterns: placements to try for a problem with layers.
         on_attempt: told of each method and placement as it is done.
@@ -121,10 +122,7 @@ def plan(
         ProblemError: no such method, or the problem has not the placement that the method needs.
         InfeasibleError: memory is too small.
     """
-    if method != AUTO and method not in METHODS:
-        raise ProblemError(
-            f"--method {method}: no such method; there are {', '.join([*METHODS, AUTO])}"
-        )
+    check_method(method)
     budget = budget or Budget()
     started = time.monotonic()
     attempts = []
@@ -134,12 +132,27 @@ def plan(
     return _best(attempts, method, wall_s=time.monotonic() - started)
 
 
+def check_method(method: str) -> None:
+    """Refuses a name that is no method.
+
+    Raises:
+        ProblemError: lists those that there are.
+    """
+    if method != AUTO and method not in METHODS:
+        known = ", ".join([*METHODS, AUTO])
+        raise ProblemError(f"method '{method}': no such method; there are {known}")
+
+
 def _attempts(
     problem: Problem, method: str, budget: Budget, patterns: Sequence[Pattern], started: float
 ) -> Iterator[Attempt]:
     """Every method that is asked for on every placement that fits it."""
     chosen = list(METHODS.values()) if method == AUTO else [METHODS[method]]
-    pairs = [(each, pattern) for each in chosen for pattern in _placements(problem, each, patterns)]
+    pairs = [
+        (each, pattern)
+        for each in chosen
+        for pattern in _placements(problem, each, patterns, is_only_one=method != AUTO)
+    ]
     for done, (each, pattern) in enumerate(pairs):
         left_s = max(0.0, budget.time_limit_s - (time.monotonic() - started))
         share = replace(budget, time_limit_s=left_s / (len(pairs) - done))
@@ -147,11 +160,15 @@ def _attempts(
 
 
 def _placements(
-    problem: Problem, method: Method, patterns: Sequence[Pattern]
+    problem: Problem, method: Method, patterns: Sequence[Pattern], *, is_only_one: bool
 ) -> list[Pattern | None]:
-    """Placements to try: the problem's own (None), or the patterns that the method can use on its layers."""
+    """The problem's own placement (None), or the patterns that the method can use on its layers.
+
+    The only method that is asked for is tried where it does not fit too, so that it says why.
+    """
     if problem.stages:
-        return [None]
+        fits = method.pattern is None or follows(problem, method.pattern)
+        return [None] if fits or is_only_one else []
     size = problem.num_stages_per_rank
     return [
         pattern
@@ -185,9 +202,7 @@ def _plan_of(
     """Checks a schedule, runs it on the clock, and says how good it is."""
     try:
         validate(problem, schedule)
-    except (
-        ScheduleError
-    ) as error:  # the planners order ops rightly; what can be wrong is a fixed method's memory
+    except ScheduleError as error:  # planners order ops rightly; a fixed method may lack memory
         raise InfeasibleError(f"{method} does not fit: {error}") from None
     timeline = simulate(problem, schedule)
     _check_messages(problem, timeline, method)
@@ -202,13 +217,16 @@ def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
         limit = problem.ranks[rank].message_memory_limit_bytes
         if limit is not None and peak > limit:
             raise InfeasibleError(
-                f"{method} does not fit: rank {rank} ({problem.ranks[rank].cluster}) lets {peak} bytes of received "
-                f"inputs wait, {peak - limit} more than its message_memory_limit_bytes {limit}"
+                f"{method} does not fit: rank {rank} ({problem.ranks[rank].cluster}) lets {peak} "
+                f"bytes of received inputs wait, {peak - limit} more than its "
+                f"message_memory_limit_bytes {limit}"
             )
+    if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
+        lower(problem, timeline)  # posted receives take memory before they are there
 
 
 def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
-    """The shortest plan; without any, the reason of the last attempt (its placement asks for least memory)."""
+    """The shortest plan; without any, the last reason, as greedy asks for the least memory."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         return replace(min(plans, key=lambda made: made.timeline.makespan_ns), wall_s=wall_s)
