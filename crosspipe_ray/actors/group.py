@@ -165,7 +165,7 @@ class StageGroup:
         return explain(errors)
 
     def _check_heartbeats(self) -> None:
-        """Asks ranks that take long whether they are alive; a stopped process never says anything."""
+        """Asks ranks that take long whether they are alive: a stopped process says nothing."""
         beats = [actor.heartbeat.remote() for actor in self._actors]
         answered, _ = ray.wait(beats, num_returns=len(beats), timeout=self._timeout_s)
         asked = zip(self._names, beats, strict=True)
