@@ -41,7 +41,7 @@ def prepare(
     ] = 0.05,
 ) -> None:
     """Turn text into memory-mapped tokens."""
-    from crosspipe_ray.training.data import prepare as prepare_tokens
+    from crosspipe_ray.training.prepare import prepare as prepare_tokens
     from crosspipe_ray.training.tokens import load_tokenizer
 
     info = prepare_tokens(

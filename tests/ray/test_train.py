@@ -13,6 +13,9 @@ import ray
 import yaml
 from safetensors.torch import load_file
 
+from crosspipe_ray.generator import Recipe, generate
+from crosspipe_ray.plan import write_plan
+from crosspipe_ray.planners.portfolio import plan
 from tests.contract.oracle import make_config, prepare_data
 
 pytestmark = pytest.mark.ray
@@ -134,6 +137,16 @@ def test_bad_input_is_one_line_and_nothing_is_started(
     assert done.stderr.count("\n") == 1
     assert runs(folder) == before
     assert_gone(ray_processes() - processes)
+
+
+def test_a_plan_for_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    write_plan(plan(generate(Recipe(num_ranks=4, num_microbatches=6))), file)
+    before = runs(folder)
+    done = train(folder, "--plan", str(file))
+    assert done.returncode == 2
+    assert "the plan is for another run: its num_microbatches 6, the config's 4" in done.stderr
+    assert runs(folder) == before
 
 
 def test_a_region_without_a_node_is_refused(folder: Path, address: str) -> None:
