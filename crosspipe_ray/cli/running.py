@@ -69,13 +69,14 @@ def rehearse(
     svg: Annotated[Path | None, typer.Option(help="Draw planned over measured.")] = None,
 ) -> None:
     """Run a plan on real actors and links, with stages that only sleep."""
-    from crosspipe_ray.actors.rehearsal import rehearse as run
     from crosspipe_ray.files import write_atomically
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.console import rehearsed_line
     from crosspipe_ray.report.svg import timeline_svg
 
-    chosen = read_plan(plan)
+    chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
+    from crosspipe_ray.actors.rehearsal import rehearse as run
+
     timelines = []
     for measured in run(
         chosen,
@@ -111,7 +112,7 @@ def train(
     from crosspipe_ray.config import load_config
     from crosspipe_ray.report.console import RunConsole
 
-    run = load_config(config, overrides=overrides or ())
+    run = load_config(config, overrides=overrides or ())  # likewise
     from crosspipe_ray.training.trainer import train as run_training
 
     run_training(run, RunConsole(Console()), address=address, plan_file=plan)
