@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
@@ -19,6 +19,7 @@ from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.schedule import to_csv
 
 NUM_RANKS, NUM_MICROBATCHES, WIDTH = 2, 4, 8
+TIMEOUT_S = 60
 PLANS = {
     "1f1b": Pattern.ONE_PER_RANK,
     "zb-h1": Pattern.ONE_PER_RANK,
@@ -60,6 +61,19 @@ def run_rank(rank: int, csv: Path, ranks_of_stages: tuple[int, ...], folder: Pat
     dist.destroy_process_group()
 
 
+def run_in_processes(*arguments: object) -> None:
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=run_rank, args=(rank, *arguments), daemon=True)
+        for rank in range(NUM_RANKS)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(TIMEOUT_S)
+    assert [process.exitcode for process in ranks] == [0] * NUM_RANKS
+
+
 @pytest.mark.parametrize("method", PLANS)
 def test_torch_runs_an_exported_plan(method: str, tmp_path: Path) -> None:
     pattern = PLANS[method]
@@ -72,8 +86,7 @@ def test_torch_runs_an_exported_plan(method: str, tmp_path: Path) -> None:
     )
     made = plan(generate(recipe), method=method)
     (tmp_path / "plan.csv").write_text(to_csv(made.schedule))
-    arguments = (tmp_path / "plan.csv", made.problem.rank_of_stage, tmp_path)
-    mp.start_processes(run_rank, arguments, nprocs=NUM_RANKS, start_method="spawn")
+    run_in_processes(tmp_path / "plan.csv", made.problem.rank_of_stage, tmp_path)
     whole = make_model(len(made.problem.stages))
     inputs, target = make_batch()
     for part, wanted in zip(
