@@ -50,9 +50,8 @@ def run_rank(rank: int, csv: Path, ranks_of_stages: tuple[int, ...], folder: Pat
     own = [index for index, owner in enumerate(ranks_of_stages) if owner == rank]
     cpu = torch.device("cpu")
     stages = [PipelineStage(modules[index], index, num_stages, cpu) for index in own]
-    schedule = _PipelineScheduleRuntime(
-        stages, NUM_MICROBATCHES, loss_fn=nn.functional.mse_loss, scale_grads=True
-    )
+    runtime: Any = _PipelineScheduleRuntime  # untyped, and internal to torch for now
+    schedule = runtime(stages, NUM_MICROBATCHES, loss_fn=nn.functional.mse_loss, scale_grads=True)
     schedule._load_csv(str(csv), format="compute_only")
     inputs, target = make_batch()
     arguments: dict[str, Any] = {"target": target} if num_stages - 1 in own else {}
