@@ -72,6 +72,7 @@ def rehearse(
     from crosspipe_ray.files import write_atomically
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.console import rehearsed_line
+    from crosspipe_ray.report.prediction import predictions, predictions_markdown
     from crosspipe_ray.report.svg import timeline_svg
 
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
@@ -88,8 +89,9 @@ def rehearse(
     ):
         timelines.append(measured)
         typer.echo(rehearsed_line(len(timelines), chosen.timeline, measured))
+    clusters = [rank.cluster for rank in chosen.problem.ranks]
+    typer.echo(predictions_markdown(predictions(chosen.timeline, timelines, clusters=clusters)))
     if svg:
-        clusters = [rank.cluster for rank in chosen.problem.ranks]
         panels = [("planned", chosen.timeline), ("measured", timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
 

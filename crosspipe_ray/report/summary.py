@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.report.prediction import Prediction, predictions_markdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class RunSummary:
         unigram_entropy: of the training tokens: what a model that only knows frequencies can reach.
         plan: that was run.
         attempts: everything that the planner tried.
+        predictions: planned against measured.
         one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
         notes: what the user should know besides.
     """
@@ -58,6 +60,7 @@ class RunSummary:
     times: StepTimes
     one_f_one_b_ns: int | None
     tokens_per_s: float
+    predictions: Sequence[Prediction]
     notes: Sequence[str] = ()
 
 
@@ -122,6 +125,13 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
 ![planned over measured](timeline.svg)
 
 `trace.json` opens in Perfetto or chrome://tracing.
+
+## Planned against measured
+
+The plan was made from a profile before the run; medians over the steps. A message takes from
+ready to arrived.
+
+{predictions_markdown(summary.predictions)}
 
 ## What the planner tried
 

@@ -27,6 +27,7 @@ from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.report.console import RunConsole
+from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
 from crosspipe_ray.training.checkpoint import save_model
 from crosspipe_ray.training.data import read_info
@@ -196,6 +197,9 @@ class _Run:
             times=times,
             one_f_one_b_ns=one_f_one_b_makespan_ns(self._profiled or plan.problem),
             tokens_per_s=tokens / times.step_s,
+            predictions=predictions(
+                plan.timeline, log.timelines(), clusters=config.cluster.rank_regions
+            ),
             notes=notes,
         )
         regions = ", ".join(region.name for region in config.cluster.regions)
