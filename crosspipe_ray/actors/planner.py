@@ -15,7 +15,6 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
 
-
 _NICENESS = 10
 
 
