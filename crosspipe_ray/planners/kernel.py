@@ -1,0 +1,245 @@
+"""The inner loop of list scheduling, on flat integer sequences.
+
+It is plain Python on lists, and the same source compiled where numba is installed and the work pays
+(`compiled`); only integers are used, so both give the same orders. Rows are 3 x stage + kind, ops
+are row x M + microbatch; an op's ``ready`` is the time at which its input is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+NEVER = 1 << 60
+
+
+class Net(NamedTuple):
+    """A problem as flat sequences; all are read only.
+
+    Attributes:
+        first: per rank and one more, where its stages begin in ``stages``.
+        stages: stages by rank, the latest of the model first.
+        rank: per stage.
+        duration: per row.
+        taken: per stage, bytes that F takes.
+        reserve: per stage, bytes that must stay free for the rank's later stages when F starts.
+        freed: per row, bytes given back at the end.
+        limit: per rank, bytes.
+        target: per row, the row that waits for its message; -1: none.
+        own: per row, the channel if the row is its only user, else -1.
+        shared: per row, the channel if other rows use it too, else -1.
+        occupancy, latency: per row, of its message.
+        user_first, users: per channel and one more, the rows that share it.
+        gate: per stage, before which no F starts (gather).
+        finish: per stage, time after its last op (reduction).
+    """
+
+    first: Sequence[int]
+    stages: Sequence[int]
+    rank: Sequence[int]
+    duration: Sequence[int]
+    taken: Sequence[int]
+    reserve: Sequence[int]
+    freed: Sequence[int]
+    limit: Sequence[int]
+    target: Sequence[int]
+    own: Sequence[int]
+    shared: Sequence[int]
+    occupancy: Sequence[int]
+    latency: Sequence[int]
+    user_first: Sequence[int]
+    users: Sequence[int]
+    gate: Sequence[int]
+    finish: Sequence[int]
+
+
+class State(NamedTuple):
+    """What changes.
+
+    Attributes:
+        ready: per op.
+        done: per row, ops that have started.
+        ended: per row that uses a shared channel, ops that have ended.
+        sent: per row, messages that a shared channel has begun to carry.
+        held: per rank, bytes.
+        busy: per rank, until when.
+        occupied: per channel, until when.
+        order: the ops of each rank in order, from 3 M x ``first``.
+        length: per rank, entries of ``order`` in use.
+        sends: messages (as ops) on shared channels, in the order in which they go.
+        num_sends: of length 1: entries of ``sends`` in use.
+    """
+
+    ready: MutableSequence[int]
+    done: MutableSequence[int]
+    ended: MutableSequence[int]
+    sent: MutableSequence[int]
+    held: MutableSequence[int]
+    busy: MutableSequence[int]
+    occupied: MutableSequence[int]
+    order: MutableSequence[int]
+    length: MutableSequence[int]
+    sends: MutableSequence[int]
+    num_sends: MutableSequence[int]
+
+
+class Choice(NamedTuple):
+    """What decides.
+
+    Attributes:
+        urgency: per op; the highest that can start is started.
+        patience: per row, how long a rank that could start such an op waits for a more urgent one.
+        cap: per stage, most microbatches between F and I.
+    """
+
+    urgency: Sequence[int]
+    patience: Sequence[int]
+    cap: Sequence[int]
+
+
+def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
+    """Runs every op once and leaves the orders in ``state``.
+
+    Events are (time, phase, which): at equal times, messages come to shared channels first (0), then
+    channels choose (1), then ranks (2).
+
+    Returns:
+        The makespan.
+    """
+    makespan = 0
+    events = [(0, 2, rank) for rank in range(len(net.limit))]
+    for stage in range(len(net.gate)):
+        if net.gate[stage] > 0:
+            heappush(events, (net.gate[stage], 2, net.rank[stage]))
+    while len(events) > 0:
+        now, phase, which = heappop(events)
+        if phase == 2:
+            if state.busy[which] <= now:
+                op = choose(net, state, choice, num_microbatches, which, now)
+                if op >= 0:
+                    end = start(net, state, num_microbatches, which, op, now, events)
+                    makespan = max(makespan, end + net.finish[op // num_microbatches // 3])
+        elif phase == 0:
+            row = which // num_microbatches
+            state.ended[row] += 1
+            heappush(events, (now, 1, net.shared[row]))
+        elif state.occupied[which] <= now:
+            send(net, state, choice, num_microbatches, which, now, events)
+    return makespan
+
+
+def choose(
+    net: Net, state: State, choice: Choice, num_microbatches: int, rank: int, now: int
+) -> int:
+    """The op to start now; -1: none, or a more urgent one is worth waiting for."""
+    best, best_urgency = -1, -NEVER
+    coming, coming_urgency = NEVER, -NEVER
+    for position in range(net.first[rank], net.first[rank + 1]):
+        stage = net.stages[position]
+        row = 3 * stage
+        forwards, backwards, weights = state.done[row], state.done[row + 1], state.done[row + 2]
+        if weights < backwards and net.duration[row + 2] >= 0:
+            op = (row + 2) * num_microbatches + weights
+            if choice.urgency[op] > best_urgency:
+                best, best_urgency = op, choice.urgency[op]
+        if backwards < forwards:
+            op = (row + 1) * num_microbatches + backwards
+            at, urgency = state.ready[op], choice.urgency[op]
+            if at <= now:
+                if urgency > best_urgency:
+                    best, best_urgency = op, urgency
+            elif at < NEVER and urgency > coming_urgency:
+                coming, coming_urgency = at, urgency
+        if (
+            forwards < num_microbatches
+            and forwards - backwards < choice.cap[stage]
+            and state.held[rank] + net.taken[stage] + net.reserve[stage] <= net.limit[rank]
+        ):
+            op = row * num_microbatches + forwards
+            at, urgency = max(state.ready[op], net.gate[stage]), choice.urgency[op]
+            if at <= now:
+                if urgency > best_urgency:
+                    best, best_urgency = op, urgency
+            elif at < NEVER and urgency > coming_urgency:
+                coming, coming_urgency = at, urgency
+    if best >= 0 and coming_urgency > best_urgency:
+        if coming - now <= choice.patience[best // num_microbatches]:
+            return -1
+    return best
+
+
+def start(
+    net: Net,
+    state: State,
+    num_microbatches: int,
+    rank: int,
+    op: int,
+    now: int,
+    events: list[tuple[int, int, int]],
+) -> int:
+    """Starts an op, and sends what it leaves behind where no other row shares its channel; returns its end."""
+    row = op // num_microbatches
+    end = now + net.duration[row]
+    state.busy[rank] = end
+    if row % 3 == 0:
+        state.held[rank] += net.taken[row // 3]
+    state.held[rank] -= net.freed[row]
+    state.done[row] += 1
+    state.order[3 * num_microbatches * net.first[rank] + state.length[rank]] = op
+    state.length[rank] += 1
+    heappush(events, (end, 2, rank))
+    if net.shared[row] >= 0:
+        heappush(events, (end, 0, op))
+    elif net.target[row] >= 0:
+        sent = end
+        if net.own[row] >= 0:
+            sent = max(sent, state.occupied[net.own[row]]) + net.occupancy[row]
+            state.occupied[net.own[row]] = sent
+        arrive(net, state, num_microbatches, op, sent + net.latency[row], events)
+    return end
+
+
+def arrive(
+    net: Net,
+    state: State,
+    num_microbatches: int,
+    op: int,
+    at: int,
+    events: list[tuple[int, int, int]],
+) -> None:
+    """Makes the arrival of an op's message known to its receiver."""
+    row = net.target[op // num_microbatches]
+    state.ready[row * num_microbatches + op % num_microbatches] = at
+    rank = net.rank[row // 3]
+    if at >= state.busy[rank]:
+        heappush(events, (at, 2, rank))
+
+
+def send(
+    net: Net,
+    state: State,
+    choice: Choice,
+    num_microbatches: int,
+    channel: int,
+    now: int,
+    events: list[tuple[int, int, int]],
+) -> None:
+    """Starts the message on a free shared channel whose receiving op is the most urgent."""
+    best, best_urgency = -1, -NEVER
+    for position in range(net.user_first[channel], net.user_first[channel + 1]):
+        row = net.users[position]
+        if state.sent[row] < state.ended[row]:
+            urgency = choice.urgency[net.target[row] * num_microbatches + state.sent[row]]
+            if urgency > best_urgency:
+                best, best_urgency = row, urgency
+    if best < 0:
+        return
+    op = best * num_microbatches + state.sent[best]
+    state.sent[best] += 1
+    state.sends[state.num_sends[0]] = op
+    state.num_sends[0] += 1
+    end = now + net.occupancy[best]
+    state.occupied[channel] = end
+    heappush(events, (end, 1, channel))
+    arrive(net, state, num_microbatches, op, end + net.latency[best], events)
