@@ -15,33 +15,37 @@ NEVER = 1 << 60
 
 
 class Net(NamedTuple):
-    """A problem as flat sequences; all are read only.
+    """A problem as flat sequences, or its mirror image; all are read only.
 
     Attributes:
-        first: per rank and one more, where its stages begin in ``stages``.
-        stages: stages by rank, the latest of the model first.
-        rank: per stage.
+        first: per rank and one more, where its rows begin in ``rows``.
+        rows: rows by rank.
+        rank: per row.
         duration: per row.
-        taken: per stage, bytes that F takes.
-        reserve: per stage, bytes that must stay free for the rank's later stages when F starts.
+        after: per row, the row of the same rank whose op of the same microbatch comes before; -1: none.
+        taken: per row, bytes that an op takes when it starts.
+        reserve: per row, bytes that must stay free besides those taken.
         freed: per row, bytes given back at the end.
+        closing: per row that takes bytes, the row whose starts count against ``Choice.cap``.
         limit: per rank, bytes.
         target: per row, the row that waits for its message; -1: none.
         own: per row, the channel if the row is its only user, else -1.
         shared: per row, the channel if other rows use it too, else -1.
         occupancy, latency: per row, of its message.
         user_first, users: per channel and one more, the rows that share it.
-        gate: per stage, before which no F starts (gather).
-        finish: per stage, time after its last op (reduction).
+        gate: per row, before which no op starts (gather).
+        finish: per row, time after its last op (reduction).
     """
 
     first: Sequence[int]
-    stages: Sequence[int]
+    rows: Sequence[int]
     rank: Sequence[int]
     duration: Sequence[int]
+    after: Sequence[int]
     taken: Sequence[int]
     reserve: Sequence[int]
     freed: Sequence[int]
+    closing: Sequence[int]
     limit: Sequence[int]
     target: Sequence[int]
     own: Sequence[int]
@@ -59,19 +63,21 @@ class State(NamedTuple):
 
     Attributes:
         ready: per op.
+        starts: per op.
         done: per row, ops that have started.
         ended: per row that uses a shared channel, ops that have ended.
         sent: per row, messages that a shared channel has begun to carry.
         held: per rank, bytes.
         busy: per rank, until when.
         occupied: per channel, until when.
-        order: the ops of each rank in order, from 3 M x ``first``.
+        order: the ops of each rank in order, from M x ``first``.
         length: per rank, entries of ``order`` in use.
         sends: messages (as ops) on shared channels, in the order in which they go.
         num_sends: of length 1: entries of ``sends`` in use.
     """
 
     ready: MutableSequence[int]
+    starts: MutableSequence[int]
     done: MutableSequence[int]
     ended: MutableSequence[int]
     sent: MutableSequence[int]
@@ -90,12 +96,13 @@ class Choice(NamedTuple):
     Attributes:
         urgency: per op; the highest that can start is started.
         patience: per row, how long a rank that could start such an op waits for a more urgent one.
-        cap: per stage, most microbatches between F and I.
+        cap: per row that takes bytes, how far it may run ahead of the row that closes.
     """
 
     urgency: Sequence[int]
     patience: Sequence[int]
     cap: Sequence[int]
+    goal: int
 
 
 def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
@@ -109,9 +116,9 @@ def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
     """
     makespan = 0
     events = [(0, 2, rank) for rank in range(len(net.limit))]
-    for stage in range(len(net.gate)):
-        if net.gate[stage] > 0:
-            heappush(events, (net.gate[stage], 2, net.rank[stage]))
+    for row in range(len(net.gate)):
+        if net.gate[row] > 0:
+            heappush(events, (net.gate[row], 2, net.rank[row]))
     while len(events) > 0:
         now, phase, which = heappop(events)
         if phase == 2:
@@ -119,7 +126,7 @@ def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
                 op = choose(net, state, choice, num_microbatches, which, now)
                 if op >= 0:
                     end = start(net, state, num_microbatches, which, op, now, events)
-                    makespan = max(makespan, end + net.finish[op // num_microbatches // 3])
+                    makespan = max(makespan, end + net.finish[op // num_microbatches])
         elif phase == 0:
             row = which // num_microbatches
             state.ended[row] += 1
@@ -136,35 +143,31 @@ def choose(
     best, best_urgency = -1, -NEVER
     coming, coming_urgency = NEVER, -NEVER
     for position in range(net.first[rank], net.first[rank + 1]):
-        stage = net.stages[position]
-        row = 3 * stage
-        forwards, backwards, weights = state.done[row], state.done[row + 1], state.done[row + 2]
-        if weights < backwards and net.duration[row + 2] >= 0:
-            op = (row + 2) * num_microbatches + weights
-            if choice.urgency[op] > best_urgency:
-                best, best_urgency = op, choice.urgency[op]
-        if backwards < forwards:
-            op = (row + 1) * num_microbatches + backwards
-            at, urgency = state.ready[op], choice.urgency[op]
-            if at <= now:
-                if urgency > best_urgency:
-                    best, best_urgency = op, urgency
-            elif at < NEVER and urgency > coming_urgency:
-                coming, coming_urgency = at, urgency
-        if (
-            forwards < num_microbatches
-            and forwards - backwards < choice.cap[stage]
-            and state.held[rank] + net.taken[stage] + net.reserve[stage] <= net.limit[rank]
+        row = net.rows[position]
+        microbatch = state.done[row]
+        if microbatch == num_microbatches:
+            continue
+        if net.after[row] >= 0 and state.done[net.after[row]] <= microbatch:
+            continue
+        op = row * num_microbatches + microbatch
+        at, urgency = state.ready[op], choice.urgency[op]
+        if at < net.gate[row]:
+            at = net.gate[row]
+        if at >= NEVER or (at <= now and urgency <= best_urgency):
+            continue
+        if net.taken[row] > 0 and (
+            state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]
+            or microbatch - state.done[net.closing[row]] >= choice.cap[row]
         ):
-            op = row * num_microbatches + forwards
-            at, urgency = max(state.ready[op], net.gate[stage]), choice.urgency[op]
-            if at <= now:
-                if urgency > best_urgency:
-                    best, best_urgency = op, urgency
-            elif at < NEVER and urgency > coming_urgency:
-                coming, coming_urgency = at, urgency
+            continue
+        if at <= now:
+            best, best_urgency = op, urgency
+        elif urgency > coming_urgency:
+            coming, coming_urgency = at, urgency
     if best >= 0 and coming_urgency > best_urgency:
-        if coming - now <= choice.patience[best // num_microbatches]:
+        row = best // num_microbatches
+        late = now + net.duration[row] + coming_urgency - choice.goal
+        if late > 0 and coming - now <= choice.patience[row]:
             return -1
     return best
 
@@ -182,11 +185,10 @@ def start(
     row = op // num_microbatches
     end = now + net.duration[row]
     state.busy[rank] = end
-    if row % 3 == 0:
-        state.held[rank] += net.taken[row // 3]
-    state.held[rank] -= net.freed[row]
+    state.starts[op] = now
+    state.held[rank] += net.taken[row] - net.freed[row]
     state.done[row] += 1
-    state.order[3 * num_microbatches * net.first[rank] + state.length[rank]] = op
+    state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
     state.length[rank] += 1
     heappush(events, (end, 2, rank))
     if net.shared[row] >= 0:
@@ -211,7 +213,7 @@ def arrive(
     """Makes the arrival of an op's message known to its receiver."""
     row = net.target[op // num_microbatches]
     state.ready[row * num_microbatches + op % num_microbatches] = at
-    rank = net.rank[row // 3]
+    rank = net.rank[row]
     if at >= state.busy[rank]:
         heappush(events, (at, 2, rank))
 

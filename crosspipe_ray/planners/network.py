@@ -13,6 +13,8 @@ from crosspipe_ray.planners.relaxation import split_durations
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
+_KINDS = (Kind.F, Kind.I, Kind.W)
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -27,33 +29,76 @@ class Order:
 
 
 def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
-    """The problem as lists. A fused stage's W has duration -1: it never runs."""
-    stages = [list(reversed(held)) for held in problem.stages_of_rank]
-    channels = _Channels(costs)
-    rows = [(stage, kind) for stage in range(len(costs)) for kind in (Kind.F, Kind.I, Kind.W)]
+    """The problem as lists."""
+    rows = [(stage, kind) for stage in range(len(costs)) for kind in _KINDS]
     return Net(
-        first=_offsets([len(held) for held in stages]),
-        stages=[stage for held in stages for stage in held],
-        rank=list(problem.rank_of_stage),
-        duration=[_duration(problem, costs, *row) for row in rows],
-        taken=[cost.activation_bytes for cost in costs],
-        reserve=_reserves(problem, costs),
+        duration=[split_durations(problem, costs, stage)[kind] for stage, kind in rows],
+        after=[-1 if kind is Kind.F else row - 1 for row, (_, kind) in enumerate(rows)],
+        taken=[costs[stage].activation_bytes * (kind is Kind.F) for stage, kind in rows],
         freed=[_freed(problem, costs, *row) for row in rows],
-        limit=[_limit(problem, rank) for rank in range(len(problem.ranks))],
+        closing=[3 * stage + 1 for stage, _ in rows],
         target=[_target(len(costs), *row) for row in rows],
         gate=_gates(problem, costs),
-        finish=[cost.reduce_ns for cost in costs],
-        **channels.sequences(rows),
+        finish=[costs[stage].reduce_ns for stage, _ in rows],
+        **_rank_fields(problem, costs),
+        **_channel_fields(costs, rows),
     )
 
 
+def mirrored(problem: Problem, costs: Sequence[StageCosts], net: Net) -> Net:
+    """The same problem with time running backwards: W opens, F closes, messages go the other way.
+
+    It serves to find out how long the end of the step really takes, so it need not be exact: a link's
+    latency comes after the occupancy here too.
+    """
+    num_rows = len(net.duration)
+    sender = [-1] * num_rows
+    for row, target in enumerate(net.target):
+        if target >= 0:
+            sender[target] = row
+    is_last = [row % 3 == 2 or (row % 3 == 1 and problem.is_fused(row // 3)) for row in range(num_rows)]
+    opening = _opening_rows(problem)
+    return net._replace(
+        after=[opening.get(row, row + 1) for row in range(num_rows)],
+        taken=[costs[row // 3].activation_bytes * is_last[row] for row in range(num_rows)],
+        freed=[costs[row // 3].activation_bytes * (row % 3 == 0) for row in range(num_rows)],
+        target=sender,
+        own=[net.own[row] if row >= 0 else -1 for row in sender],
+        shared=[net.shared[row] if row >= 0 else -1 for row in sender],
+        occupancy=[net.occupancy[row] if row >= 0 else 0 for row in sender],
+        latency=[net.latency[row] if row >= 0 else 0 for row in sender],
+        users=[net.target[row] for row in net.users],
+        gate=[cost.reduce_ns * (kind is Kind.W) for cost in costs for kind in _KINDS],
+        finish=[0] * num_rows,
+    )
+
+
+def _opening_rows(problem: Problem) -> dict[int, int]:
+    """Rows that open a microbatch in the mirror image, and what they come after.
+
+    On a rank with several stages, the later ones open it after the earlier ones, so that they do not
+    fill the memory that these need.
+    """
+    opening = {}
+    for stages in problem.stages_of_rank:
+        previous = -1
+        for stage in stages:
+            row = 3 * stage + (1 if problem.is_fused(stage) else 2)
+            opening[row] = previous
+            previous = row
+    return opening
+
+
 def fresh_state(net: Net, num_microbatches: int) -> State:
-    """Nothing has run; only the first stage has its inputs."""
+    """Nothing has run; only ops that wait for no message have their inputs."""
     num_rows, num_ranks = len(net.duration), len(net.limit)
-    ready = [NEVER] * (num_rows * num_microbatches)
-    ready[:num_microbatches] = [0] * num_microbatches
+    waiting = {target for target in net.target if target >= 0}
+    ready = [
+        NEVER if row in waiting else 0 for row in range(num_rows) for _ in range(num_microbatches)
+    ]
     return State(
         ready=ready,
+        starts=[0] * (num_rows * num_microbatches),
         done=[0] * num_rows,
         ended=[0] * num_rows,
         sent=[0] * num_rows,
@@ -77,7 +122,7 @@ def order_of(problem: Problem, net: Net, state: State) -> Order:
     ]
     ranks = []
     for rank in range(len(problem.ranks)):
-        begin = 3 * num_microbatches * net.first[rank]
+        begin = num_microbatches * net.first[rank]
         ops = state.order[begin : begin + state.length[rank]]
         ranks.append(
             [Op(*kinds[op // num_microbatches], op % num_microbatches) for op in ops]
@@ -105,44 +150,48 @@ def _sends(
     )
 
 
-class _Channels:
-    """Who uses which channel; a timed message without occupancy uses its channel too."""
+def _channel_fields(
+    costs: Sequence[StageCosts], rows: Sequence[tuple[int, Kind]]
+) -> dict[str, list[int]]:
+    """The fields of Net that are about channels."""
+    transfers = [costs[stage].transfer(kind) for stage, kind in rows]
+    routes = [transfer.route if transfer else None for transfer in transfers]
+    channels = [route.channel if route else -1 for route in routes]
+    num_users = Counter(channels)
+    is_shared = [channel >= 0 and num_users[channel] > 1 for channel in channels]
+    users: list[list[int]] = [[] for _ in range(max(channels) + 1)]
+    for row, channel in enumerate(channels):
+        if is_shared[row]:
+            users[channel].append(row)
+    return {
+        "own": [-1 if many else each for each, many in zip(channels, is_shared, strict=True)],
+        "shared": [each if many else -1 for each, many in zip(channels, is_shared, strict=True)],
+        "occupancy": [transfer.occupancy_ns if transfer else 0 for transfer in transfers],
+        "latency": [route.latency_ns if route else 0 for route in routes],
+        "user_first": _offsets([len(held) for held in users]),
+        "users": [row for held in users for row in held],
+    }
 
-    def __init__(self, costs: Sequence[StageCosts]) -> None:
-        self._costs = costs
-        self._routes = {
-            (stage, kind): transfer
-            for stage, cost in enumerate(costs)
-            for kind in (Kind.F, Kind.I)
-            if (transfer := cost.transfer(kind)) and transfer.route
-        }
-        self._num_users = Counter(
-            transfer.route.channel for transfer in self._routes.values() if transfer.route
-        )
 
-    def sequences(self, rows: Sequence[tuple[int, Kind]]) -> dict[str, list[int]]:
-        """The fields of Net that are about channels."""
-        own, shared, occupancy, latency = [], [], [], []
-        users: list[list[int]] = [[] for _ in range(max(self._num_users, default=-1) + 1)]
-        for index, row in enumerate(rows):
-            transfer = self._routes.get(row)
-            route = transfer.route if transfer else None
-            channel = route.channel if route else -1
-            is_shared = self._num_users[channel] > 1
-            own.append(-1 if is_shared else channel)
-            shared.append(channel if is_shared else -1)
-            occupancy.append(transfer.occupancy_ns if transfer else 0)
-            latency.append(route.latency_ns if route else 0)
-            if is_shared:
-                users[channel].append(index)
-        return {
-            "own": own,
-            "shared": shared,
-            "occupancy": occupancy,
-            "latency": latency,
-            "user_first": _offsets([len(rows) for rows in users]),
-            "users": [row for rows in users for row in rows],
-        }
+def _rank_fields(problem: Problem, costs: Sequence[StageCosts]) -> dict[str, list[int]]:
+    """The fields of Net that are about ranks; later stages of the model come first, a fused stage has no W."""
+    held = [
+        [
+            3 * stage + kind
+            for stage in reversed(stages)
+            for kind in _KINDS
+            if not (kind is Kind.W and problem.is_fused(stage))
+        ]
+        for stages in problem.stages_of_rank
+    ]
+    reserves = _reserves(problem, costs)
+    return {
+        "first": _offsets([len(rows) for rows in held]),
+        "rows": [row for rows in held for row in rows],
+        "rank": [rank for rank in problem.rank_of_stage for _ in _KINDS],
+        "reserve": [reserve for reserve in reserves for _ in _KINDS],
+        "limit": [_limit(problem, rank) for rank in range(len(problem.ranks))],
+    }
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:
@@ -150,12 +199,6 @@ def _offsets(sizes: Sequence[int]) -> list[int]:
     for size in sizes:
         offsets.append(offsets[-1] + size)
     return offsets
-
-
-def _duration(problem: Problem, costs: Sequence[StageCosts], stage: int, kind: Kind) -> int:
-    if kind is Kind.W and problem.is_fused(stage):
-        return -1
-    return split_durations(problem, costs, stage)[kind]
 
 
 def _freed(problem: Problem, costs: Sequence[StageCosts], stage: int, kind: Kind) -> int:
@@ -181,18 +224,18 @@ def _limit(problem: Problem, rank: int) -> int:
 
 
 def _target(num_stages: int, stage: int, kind: Kind) -> int:
-    """The row that waits for what an op of this row leaves behind."""
-    if kind is Kind.F:
-        return 3 * (stage + 1) if stage + 1 < num_stages else 3 * stage + 1
+    """The row at another stage that waits for the message of this row."""
+    if kind is Kind.F and stage + 1 < num_stages:
+        return 3 * (stage + 1)
     return 3 * (stage - 1) + 1 if kind is Kind.I and stage else -1
 
 
 def _gates(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
-    """Per stage, when its gather is done; a rank gathers for one stage after another."""
-    gates = [0] * len(costs)
+    """Per row, when the gather of its stage is done; a rank gathers for one stage after another."""
+    gates = [0] * (3 * len(costs))
     for stages in problem.stages_of_rank:
         done = 0
         for stage in stages:
             if costs[stage].gather_ns:
-                gates[stage] = done = done + costs[stage].gather_ns
+                gates[3 * stage] = done = done + costs[stage].gather_ns
     return gates

@@ -14,6 +14,7 @@ from crosspipe_ray.planners.bounds import lower_bound_ns
 from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy
 from crosspipe_ray.planners.placement import Pattern, place
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.planners.network import Order
 from crosspipe_ray.schedule import Schedule, validate
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
