@@ -5,8 +5,10 @@ channels hold one interval at a time, data and microbatch order are precedences,
 (`relaxation`) bound every start. Memory is precedences where a rank has one stage that gives all
 back at once, and a cumulative resource otherwise.
 
-Target mode: the makespan is first asked to be at most the bound, then the bound + 0.2 % and + 0.5 %, and
-minimised only then. A target that is refused raises the bound.
+Target mode: the solver is not asked for the shortest makespan, but for any schedule up to a target
+between the bound and the best known makespan. A schedule lowers the latter, a refusal raises the
+bound, and silence moves the target; so both ends close in, and proofs come early, when a refusal is
+cheap.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from crosspipe_ray.costs import (
     StageCosts,
     activation_limit_bytes,
-    check_memory_suffices,
     stage_costs,
 )
 from crosspipe_ray.ops import Kind, Op
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 Status = Literal["proven", "gap", "time_limit"]
 Key = tuple[int, Kind, int]  # stage, F I or W (I stands for B too), microbatch
-TARGETS = (0.0, 0.002, 0.005)
+_FIRST_PATIENCE_S = 0.2
+_TARGETS = (0.5, 0.2, 0.05, 0.0)  # between the bound and the best known makespan
 _KINDS = (Kind.F, Kind.I, Kind.W)
 
 
@@ -45,13 +47,13 @@ class Solution:
     """What the solver found.
 
     Attributes:
-        order: None if it found none within its time (or none shorter than ``upper_bound_ns``).
+        order: the best known; the given one, if none shorter was found.
         lower_bound_ns: proven; at least that of `bounds`.
-        status: ``proven`` optimal, within a target (``gap``), or stopped by the ``time_limit``.
+        status: ``proven`` optimal, within the wanted ``gap``, or stopped by the ``time_limit``.
     """
 
-    order: Order | None
-    makespan_ns: int | None
+    order: Order
+    makespan_ns: int
     lower_bound_ns: int
     status: Status
 
@@ -59,44 +61,39 @@ class Solution:
 def solve(
     problem: Problem,
     *,
+    known: Order,
     time_limit_s: float = 60.0,
     workers: int = 2,
     seed: int = 0,
-    upper_bound_ns: int | None = None,
     gap: float = 0.0,
     bounds: Bounds | None = None,
-    on_progress: Callable[[int | None, int], None] = lambda incumbent_ns, bound_ns: None,
+    on_progress: Callable[[int, int], None] = lambda makespan_ns, bound_ns: None,
 ) -> Solution:
     """Searches for the shortest schedule.
 
     Args:
         problem: with stages, any placement.
-        time_limit_s: for all of it; the model's building included.
-        workers: threads of the solver. One gives the same result for the same seed, the clock permitting.
+        known: any order of it; the search is for shorter ones.
+        time_limit_s: for all of it.
+        workers: threads of the solver.
         seed: of the solver.
-        upper_bound_ns: makespan of a known schedule; only shorter ones are looked for.
         gap: stop as soon as the schedule is known to be within this share of the bound.
         bounds: of the problem, if they are at hand.
         on_progress: told (makespan of the best order so far, lower bound) when either moves.
-
-    Raises:
-        InfeasibleError: a rank has less memory than one microbatch needs.
     """
-    check_memory_suffices(problem)
     costs = stage_costs(problem)
-    search = _Search(problem, costs, bounds or bounds_of(problem, costs), on_progress)
-    search.known_ns = upper_bound_ns
+    bounds = bounds or bounds_of(problem, costs)
+    search = _Search(problem, costs, bounds, known, workers=workers, seed=seed, report=on_progress)
     deadline = time.monotonic() + time_limit_s
-    for target in (*TARGETS, None):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0 or search.is_within(gap):
-            break
-        limit_ns = search.limit_ns(target)
-        if limit_ns is not None:
-            share_s = left_s if target is None else left_s / 3
-            search.attempt(limit_ns, is_target=target is not None, time_limit_s=share_s,
-                           workers=workers, seed=seed)  # fmt: skip
-    return search.solution(timed_out=time.monotonic() >= deadline)
+    patience_s = _FIRST_PATIENCE_S
+    while not search.is_within(gap) and time.monotonic() < deadline:
+        for target in _TARGETS:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or search.attempt(target, time_limit_s=min(patience_s, left_s)):
+                break
+        else:
+            patience_s *= 4
+    return search.solution(gap)
 
 
 class _Search:
@@ -107,89 +104,66 @@ class _Search:
         problem: Problem,
         costs: Sequence[StageCosts],
         bounds: Bounds,
-        on_progress: Callable[[int | None, int], None],
+        known: Order,
+        *,
+        workers: int,
+        seed: int,
+        report: Callable[[int, int], None],
     ) -> None:
         self._problem = problem
         self._costs = costs
         self._bounds = bounds
-        self._on_progress = on_progress
-        self.known_ns: int | None = None
-        self.lower_bound_ns = bounds.makespan_ns
-        self._order: Order | None = None
-        self._makespan_ns: int | None = None
+        self._workers = workers
+        self._seed = seed
+        self._report = report
+        self._bound_ns = bounds.makespan_ns
+        self._order = known
+        self._makespan_ns = _makespan_ns(problem, known)
 
     def is_within(self, gap: float) -> bool:
-        """Whether what is known is good enough."""
-        best = self._best_ns()
-        return best is not None and best <= self.lower_bound_ns * (1 + gap)
+        """Whether the best order is good enough."""
+        return self._makespan_ns <= self._bound_ns * (1 + gap)
 
-    def limit_ns(self, target: float | None) -> int | None:
-        """Longest makespan worth asking for; None where the target asks for no less than what is known."""
-        best = self._best_ns()
-        if target is None:
-            return best - 1 if best is not None else _serial_ns(self._problem, self._costs)
-        limit = math.floor(self.lower_bound_ns * (1 + target))
-        return limit if best is None or limit < best else None
-
-    def attempt(
-        self, limit_ns: int, *, is_target: bool, time_limit_s: float, workers: int, seed: int
-    ) -> None:
-        """One run of the solver for a makespan of at most ``limit_ns``."""
+    def attempt(self, target: float, *, time_limit_s: float) -> bool:
+        """Asks for a schedule up to a target; whether the bound or the best makespan moved."""
         from ortools.sat.python import cp_model  # a heavy import, for this method alone
 
+        limit_ns = self._bound_ns + int(target * (self._makespan_ns - 1 - self._bound_ns))
         model = _Model(self._problem, self._costs, self._bounds, limit_ns)
-        if not is_target:
-            model.minimize()
         solver = cp_model.CpSolver()
-        solver.parameters.max_time_in_seconds = time_limit_s
-        solver.parameters.num_workers = workers
-        solver.parameters.random_seed = seed
-        status = solver.solve(model.model, _progress(self, model))
+        _set_parameters(solver, time_limit_s, self._workers, self._seed)
+        status = solver.solve(model.model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            self._take(model.order(solver))
-        if status == cp_model.INFEASIBLE:
-            best = self._best_ns()
-            self._raise_bound(limit_ns + 1 if best is None else min(best, limit_ns + 1))
-        elif not is_target:
-            self._raise_bound(math.ceil(solver.best_objective_bound) * model.unit_ns)
+            self._order = model.order(solver)
+            self._makespan_ns = min(self._makespan_ns, _makespan_ns(self._problem, self._order))
+        elif status == cp_model.INFEASIBLE:
+            # times are multiples of the unit
+            self._bound_ns = (limit_ns // model.unit_ns + 1) * model.unit_ns
+        else:
+            return False
+        self._report(self._makespan_ns, self._bound_ns)
+        return True
 
-    def report(self, incumbent_ns: int | None, bound_ns: int) -> None:
-        """Passes on what the solver says while it runs."""
-        best = self._best_ns()
-        shown = incumbent_ns if best is None or (incumbent_ns or best) < best else best
-        self._on_progress(shown, max(bound_ns, self.lower_bound_ns))
-
-    def solution(self, *, timed_out: bool) -> Solution:
+    def solution(self, gap: float) -> Solution:
         """What was found."""
-        cut_short: Status = "time_limit" if timed_out else "gap"
-        status: Status = "proven" if self.is_within(0.0) else cut_short
-        return Solution(self._order, self._makespan_ns, self.lower_bound_ns, status)
-
-    def _best_ns(self) -> int | None:
-        known = [each for each in (self.known_ns, self._makespan_ns) if each is not None]
-        return min(known, default=None)
-
-    def _take(self, order: Order) -> None:
-        timeline = simulate(self._problem, order.schedule, send_order=order.sends)
-        best = self._best_ns()
-        if best is None or timeline.makespan_ns < best:
-            self._order, self._makespan_ns = order, timeline.makespan_ns
-            self.report(timeline.makespan_ns, self.lower_bound_ns)
-
-    def _raise_bound(self, bound_ns: int) -> None:
-        if bound_ns > self.lower_bound_ns:
-            self.lower_bound_ns = bound_ns
-            self.report(None, bound_ns)
+        within: Status = "gap" if self.is_within(gap) else "time_limit"
+        status: Status = "proven" if self.is_within(0.0) else within
+        return Solution(self._order, self._makespan_ns, self._bound_ns, status)
 
 
-def _progress(search: _Search, model: _Model) -> cp_model.CpSolverSolutionCallback:
-    from ortools.sat.python import cp_model
+def _set_parameters(
+    solver: cp_model.CpSolver, time_limit_s: float, workers: int, seed: int
+) -> None:
+    """Without linear relaxations, which are of no use here; a second worker propagates more per node."""
+    parameters = solver.parameters
+    parameters.max_time_in_seconds = time_limit_s
+    parameters.num_workers = workers
+    parameters.random_seed = seed
+    parameters.linearization_level = 0
 
-    class Callback(cp_model.CpSolverSolutionCallback):
-        def on_solution_callback(self) -> None:
-            search.report(self.value(model.makespan) * model.unit_ns, search.lower_bound_ns)
 
-    return Callback()
+def _makespan_ns(problem: Problem, order: Order) -> int:
+    return simulate(problem, order.schedule, send_order=order.sends).makespan_ns
 
 
 class _Model:
@@ -206,17 +180,11 @@ class _Model:
         self.unit_ns = _unit_ns(problem, costs)
         self._limit = limit_ns // self.unit_ns
         self.model = cp_model.CpModel()
-        lowest = min(self._limit, -(-bounds.makespan_ns // self.unit_ns))
-        self.makespan = self.model.new_int_var(lowest, self._limit, "makespan")
         self._starts: dict[Key, Any] = {}
         self._messages: dict[Key, Any] = {}  # starts of those that occupy a channel
         self._ops()
         self._data()
         self._memory()
-
-    def minimize(self) -> None:
-        """Asks for the shortest makespan, not for any within the limit."""
-        self.model.minimize(self.makespan)
 
     def order(self, solver: cp_model.CpSolver) -> Order:
         """The order of a solution."""
@@ -274,7 +242,6 @@ class _Model:
         variable = self.model.new_int_var(min(head, latest), latest, f"{stage}{kind.name}{m}")
         if head > latest:
             self.model.add(variable >= head)  # no schedule is this short
-        self.model.add(self.makespan >= variable + duration + tail)
         return variable
 
     def _interval(self, key: Key) -> Any:
@@ -370,14 +337,3 @@ def _unit_ns(problem: Problem, costs: Sequence[StageCosts]) -> int:
             if transfer and transfer.route:
                 times += [transfer.occupancy_ns, transfer.route.latency_ns]
     return math.gcd(*times) or 1
-
-
-def _serial_ns(problem: Problem, costs: Sequence[StageCosts]) -> int:
-    """All microbatches one after the other: long enough for every problem."""
-    per_microbatch = sum(
-        sum(split_durations(problem, costs, stage))
-        + sum(transfer.delay_ns for transfer in (cost.output, cost.gradient) if transfer)
-        for stage, cost in enumerate(costs)
-    )
-    collectives = sum(cost.gather_ns + cost.reduce_ns for cost in costs)
-    return problem.num_microbatches * per_microbatch + collectives
