@@ -19,7 +19,7 @@ from crosspipe_ray.parsing import parse_model
 class Section(BaseModel):
     """A part of the configuration: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -91,7 +91,8 @@ class TrainingConfig(Section):
     def _batch_divides(self) -> TrainingConfig:
         if self.batch_size % self.num_microbatches:
             raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by num_microbatches {self.num_microbatches}"
+                f"batch_size {self.batch_size} is not divisible by "
+                f"num_microbatches {self.num_microbatches}"
             )
         return self
 
@@ -183,11 +184,9 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
         ConfigError: one line that names the file and the field, and the nearest key that exists.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = _parse_yaml(path.read_bytes(), source=str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping with model, data, training and cluster")
     for override in overrides:
@@ -200,6 +199,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _parse_yaml(text: str | bytes, *, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -210,4 +216,4 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {}) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         raise ConfigError(f"--set {override}: '{'.'.join(parents)}' is no section")
-    section[last] = yaml.safe_load(value)
+    section[last] = _parse_yaml(value, source=f"--set {override}")

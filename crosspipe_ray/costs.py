@@ -1,4 +1,4 @@
-"""The problem in integer nanoseconds and bytes: what the clock and the planners' inner loops read."""
+"""The problem in integer nanoseconds and bytes, as the clock and the planners' loops read it."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def check_memory_suffices(problem: Problem) -> None:
         )
         if limit is not None and limit < needed:
             raise InfeasibleError(
-                f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes {limit} is {needed - limit} bytes "
-                f"too few; one microbatch alone needs {needed}"
+                f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes {limit} is "
+                f"{needed - limit} bytes too few; one microbatch alone needs {needed}"
             )
 
 

@@ -2,7 +2,8 @@
 
     CrosspipeError             exit code 1: the run failed
     |-- RunError               a rank failed, hung or was lost while running
-    |   `-- AbortedError       a wait ended because the run was told to stop
+    |   |-- AbortedError       a wait ended because the run was told to stop
+    |   `-- TransportTimeout   a message did not come in time (engine.transports)
     |-- InputError             exit code 2: a file, field, flag or link is wrong
     |   |-- ConfigError        the YAML configuration of a run
     |   |-- ProblemError       a problem file

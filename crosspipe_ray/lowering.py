@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from crosspipe_ray.costs import StageCosts, Transfer, stage_costs
+from crosspipe_ray.costs import StageCosts, Transfer, send_op, stage_costs
 from crosspipe_ray.errors import InfeasibleError, ScheduleError
 from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
 from crosspipe_ray.problem import Problem
@@ -59,7 +59,7 @@ def lower(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
 
     Raises:
         InfeasibleError: a rank's ``message_memory_limit_bytes`` is too small for the order of its
-        messages.
+            messages.
         ScheduleError: the programs would wait for each other in a cycle.
     """
     transits = _transits(stage_costs(problem), timeline)
@@ -86,8 +86,7 @@ def check_progress(programs: Sequence[Program]) -> None:
 
     Raises:
         ScheduleError: a lane's receives are not in the order of its sends, or the ranks stop for
-        good; names
-            rank and op.
+            good; names rank and op.
     """
     sent: dict[Lane, deque[Op]] = defaultdict(deque)
     posted: dict[Lane, deque[Op]] = defaultdict(deque)
@@ -105,9 +104,8 @@ def check_progress(programs: Sequence[Program]) -> None:
                 moved = True
     for program in programs:
         if position[program.rank] < len(program.ops):
-            raise ScheduleError(
-                f"rank {program.rank}, op {program.ops[position[program.rank]]}: deadlock, its message is never sent"
-            )
+            op = program.ops[position[program.rank]]
+            raise ScheduleError(f"rank {program.rank}, op {op}: deadlock, its input is never sent")
 
 
 def _step(
@@ -151,11 +149,11 @@ def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]
     ]
     ordered = []
     for spans in timeline.ranks:
-        for op, _, end_ns in spans:
+        for position, (op, _, end_ns) in enumerate(spans):
             transfer = costs[op.stage].transfer(op.kind)
             if transfer and transfer.src != transfer.dst:
-                send = Op(op.stage, transfer.kind, op.microbatch)
-                when = timed.get(send, (end_ns, 0))
+                send = send_op(op, transfer)
+                when = timed.get(send, (end_ns, position))
                 ordered.append(
                     (when, _transit(op, send, transfer, when[0] - longest[transfer.dst]))
                 )
@@ -243,7 +241,10 @@ def _receive_positions(
 
 
 def _needed_by(receives: Sequence[_Transit], position_of: dict[Op, int]) -> list[int]:
-    """Position before which each receive must be posted: its own use, or that of a later message on its lane."""
+    """Position before which each receive must be posted.
+
+    That is its own use, or that of a later message on its lane.
+    """
     needed = [position_of[transit.consumer] for transit in receives]
     first_use: dict[Lane, int] = {}
     for index in range(len(receives) - 1, -1, -1):
@@ -266,22 +267,22 @@ class _MessageBudget:
     def post(self, transit: _Transit, earliest: int, latest: int, used_at: int) -> int:
         """The first position, from ``earliest``, at which there is memory for the message."""
         self._release_until(max(self._position, earliest))
-        while (
-            self._limit is not None
-            and self._posted_bytes + transit.num_bytes > self._limit
-            and self._posted
-        ):
+        while self._missing_bytes(transit) > 0 and self._posted and self._posted[0][0] < latest:
             self._release_until(self._posted[0][0] + 1)
-        missing = self._posted_bytes + transit.num_bytes - (self._limit or 0)
-        if self._limit is not None and (missing > 0 or self._position > latest):
+        missing_bytes = self._missing_bytes(transit)
+        if missing_bytes > 0:
             raise InfeasibleError(
-                f"{self._name}: message_memory_limit_bytes {self._limit} is too small to post {transit.receive} "
-                f"({transit.num_bytes} bytes) before it is needed"
+                f"{self._name}: message_memory_limit_bytes {self._limit} is {missing_bytes} bytes "
+                f"too few to post {transit.receive} before it is needed"
             )
         heappush(self._posted, (used_at, transit.num_bytes))
         self._posted_bytes += transit.num_bytes
         self.peak_bytes = max(self.peak_bytes, self._posted_bytes)
         return self._position
+
+    def _missing_bytes(self, transit: _Transit) -> int:
+        wanted_bytes = self._posted_bytes + transit.num_bytes
+        return 0 if self._limit is None else wanted_bytes - self._limit
 
     def _release_until(self, position: int) -> None:
         """Moves on; what is used before the position is free there."""

@@ -37,15 +37,16 @@ class StepReport:
     Attributes:
         losses: per microbatch, on the rank with the last stage; else empty.
         gradient_norm: the global norm before clipping.
-        norm_exchange_s, optimizer_s: the parts of the step after its last op.
+        exchanged_ns: when the rank knew the norm of the whole gradient; 0 in a rehearsal.
+        updated_ns: when it had updated its weights.
     """
 
     step: int
     record: RankRecord
     losses: tuple[float, ...] = ()
     gradient_norm: float = 0.0
-    norm_exchange_s: float = 0.0
-    optimizer_s: float = 0.0
+    exchanged_ns: int = 0
+    updated_ns: int = 0
 
 
 def measured_timeline(records: Iterable[RankRecord]) -> Timeline:

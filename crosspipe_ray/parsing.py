@@ -1,4 +1,4 @@
-"""From outside data to a pydantic model, or one line that says what is wrong and what would be right."""
+"""From outside data to a pydantic model, or one line: what is wrong, and what would be right."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parse_model(model: type[Model], raw: object, *, source: str, error: type[Inp
     try:
         return model.model_validate(raw)
     except ValidationError as failure:
-        raise error(f"{source}: {_first_problem(failure, raw, model)}") from None
+        raise error(f"{source}: {_first_problem(failure, model)}") from None
 
 
 def read_json(path: Path, *, error: type[InputError]) -> Any:
@@ -43,11 +43,14 @@ def read_json(path: Path, *, error: type[InputError]) -> Any:
         raise error(f"{path}: not JSON: {failure}") from None
 
 
-def _first_problem(failure: ValidationError, raw: object, model: type[BaseModel]) -> str:
-    first = failure.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "whole file"
+def _first_problem(failure: ValidationError, model: type[BaseModel]) -> str:
+    errors = failure.errors(include_url=False)
+    # A misspelt field is both unknown and missing; its nearest name says more.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    location = first["loc"]
+    where = ".".join(map(str, location)) or "whole file"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown field{_nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}"
+        return f"{where}: unknown field{_nearest(str(location[-1]), _siblings(model, location))}"
     if first["type"] == "missing":
         return f"{where}: missing"
     message = first["msg"].removeprefix("Value error, ")

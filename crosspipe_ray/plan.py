@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Message, Span, Timeline
 
 Status = Literal["proven", "gap", "time_limit"]
-_TOLERANCE_NS = 1  # microseconds in a file are decimal
+_EDITED = "the file was edited: plan it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Plan:
 
     Attributes:
         status: ``proven`` optimal for its placement, ``gap`` to the bound, or cut short by the
-        ``time_limit``.
+            ``time_limit``.
         lower_bound_ns: no schedule of this problem is shorter.
         wall_s: time that planning took.
     """
@@ -75,7 +76,10 @@ class SendEntry(SpanEntry):
 
 
 class PlanFile(Record):
-    """The file. ``collectives`` holds one list for all ranks: an op names its stage, and so its rank."""
+    """The file.
+
+    ``collectives`` is one list for all ranks: an op names its stage, and so its rank.
+    """
 
     version: Literal[1] = 1
     method: str
@@ -128,9 +132,9 @@ def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
 
     Raises:
         PlanError: the file is wrong, or the plan is for another problem, or its times are not what
-        its ops take.
+            its ops take.
         ScheduleError: its ops break a rule (missing, twice, in the wrong order, over memory, in a
-        cycle).
+            cycle).
     """
     file = parse_model(
         PlanFile, read_json(path, error=PlanError), source=str(path), error=PlanError
@@ -141,8 +145,8 @@ def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
         )
     if problem is not None and problem.sha256 != file.problem.sha256:
         raise PlanError(
-            f"{path}: the plan is for another problem ({file.problem_sha256[:12]}), not for the given one "
-            f"({problem.sha256[:12]}); plan it again with `crosspipe plan`"
+            f"{path}: the plan is for another problem ({file.problem_sha256[:12]}), not for the "
+            f"given one ({problem.sha256[:12]}); plan it again with `crosspipe plan`"
         )
     try:
         return _checked(file, path)
@@ -158,16 +162,37 @@ def _checked(file: PlanFile, path: Path) -> Plan:
     schedule = Schedule.of(_ops(entries) for entries in file.ranks)
     validate(file.problem, schedule)
     timeline = simulate(file.problem, schedule, send_order=_ops(file.sends))
-    stated_ns = round(file.makespan_us * 1000)
-    if abs(stated_ns - timeline.makespan_ns) > _TOLERANCE_NS:
-        raise PlanError(
-            f"{path}: makespan_us is {file.makespan_us:.3f}, but its ops take {timeline.makespan_ns / 1000:.3f} us; "
-            "the file was edited: plan it again"
-        )
-    bound_ns = round(file.lower_bound_us * 1000)
+    _check_times(file, timeline, path)
+    bound_ns = _ns(file.lower_bound_us)
     return Plan(
         file.problem, schedule, timeline, file.method, file.status, file.seed, bound_ns, file.wall_s
     )
+
+
+def _check_times(file: PlanFile, timeline: Timeline, path: Path) -> None:
+    if _ns(file.makespan_us) != timeline.makespan_ns:
+        raise PlanError(
+            f"{path}: makespan_us is {file.makespan_us:.3f}, but its ops take "
+            f"{timeline.makespan_ns / 1000:.3f} us; {_EDITED}"
+        )
+    spans = chain.from_iterable((*timeline.ranks, *timeline.collectives))
+    planned: dict[Op, tuple[int, ...]] = {span.op: span[1:] for span in spans}
+    planned |= {message.op: message[1:] for message in timeline.sends}
+    for entry in (*chain.from_iterable(file.ranks), *file.sends, *file.collectives):
+        if planned.get(parse_op(entry.op)) != _stated(entry):
+            raise PlanError(f"{path}: {entry.op} has not the times that it takes; {_EDITED}")
+
+
+def _stated(entry: SpanEntry) -> tuple[int, ...]:
+    """An entry as the fields of a Span or Message after its op."""
+    times = _ns(entry.start_us), _ns(entry.end_us)
+    if isinstance(entry, SendEntry):
+        return (entry.src, entry.dst, *times, _ns(entry.arrive_us))
+    return times
+
+
+def _ns(microseconds: float) -> int:
+    return round(microseconds * 1000)
 
 
 def _ops(entries: Iterable[SpanEntry]) -> list[Op]:

@@ -1,7 +1,7 @@
-"""The planning problem: what has to be computed, where, and what lies between (file format, version 1).
+"""The planning problem: what has to be computed, where, and what lies between.
 
-These models are the file format and the type that planners take; `costs` and `topology` derive the
-integer-nanosecond view that inner loops use. The rules of the clock stand in `simulate`.
+These models are the file format (version 1) and the type that planners take; `costs` and `topology`
+derive the integer-nanosecond view that inner loops use. The rules of the clock stand in `simulate`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crosspipe_ray.parsing import parse_model, read_json
 class Record(BaseModel):
     """A part of a file: frozen, and unknown fields are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Rank(Record):
@@ -97,14 +97,16 @@ class Link(Record):
     )
     channel: str | None = Field(
         None,
-        description="links of one channel share it; 'per_pair': no sharing between the pairs of two clusters",
+        description="links of one channel share it; "
+        "'per_pair': the pairs of two clusters do not share",
     )
     message_overhead_us: float = Field(
         0.0, ge=0, description="fixed time by which each message occupies the channel"
     )
     bandwidth_curve: tuple[tuple[int, float], ...] | None = Field(
         None,
-        description="(message bytes, bytes/s) points, interpolated; in place of bandwidth_bytes_per_s",
+        description="(message bytes, bytes/s) points, interpolated; "
+        "in place of bandwidth_bytes_per_s",
     )
     latency_samples_us: tuple[float, ...] | None = Field(None, description="measured latencies")
 
@@ -113,12 +115,8 @@ class Link(Record):
         curve = self.bandwidth_curve
         if curve is not None:
             sizes = [size for size, _ in curve]
-            if (
-                not curve
-                or sizes != sorted(set(sizes))
-                or min(sizes) < 0
-                or any(rate <= 0 for _, rate in curve)
-            ):
+            is_growing = bool(curve) and sizes == sorted(set(sizes)) and sizes[0] >= 0
+            if not is_growing or any(rate <= 0 for _, rate in curve):
                 raise ValueError(
                     "bandwidth_curve must be points of growing size with rates above 0"
                 )
@@ -150,7 +148,8 @@ class Problem(Record):
         for index, stage in enumerate(self.stages):
             if stage.rank >= len(self.ranks):
                 raise ValueError(
-                    f"stages.{index}.rank: there is no rank {stage.rank}, ranks are 0 to {len(self.ranks) - 1}"
+                    f"stages.{index}.rank: no rank {stage.rank}; "
+                    f"ranks are 0 to {len(self.ranks) - 1}"
                 )
         unused = set(range(len(self.ranks))) - {stage.rank for stage in self.stages}
         if self.stages and unused:
@@ -196,7 +195,7 @@ class Problem(Record):
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of everything in the problem that is not a default, independent of how it was written."""
+        """Digest of all that is not a default, independent of how it was written."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, parse_op
 from crosspipe_ray.problem import Problem
 
 _BACKWARD = (Kind.I, Kind.B)
+_IN_ORDER = "ops of one stage and kind run in microbatch order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,8 @@ class Schedule:
                 for i, op in enumerate(ops)
                 if first <= i < first + width
             ]
-            lines.append(
-                f"rank {rank}: {'.. ' if first else ''}{' '.join(cells)}{' ..' if len(ops) > first + width else ''}"
-            )
+            left, right = [".."] * (first > 0), [".."] * (len(ops) > first + width)
+            lines.append(f"rank {rank}: {' '.join([*left, *cells, *right])}")
         return "\n".join(lines)
 
 
@@ -74,7 +74,9 @@ def peak_memory_bytes(costs: Sequence[StageCosts], schedule: Schedule) -> tuple[
 
 
 def read_csv(path: Path) -> Schedule:
-    """Reads a compute-only schedule as torch.distributed.pipelining writes it: a row per rank, an op per cell.
+    """Reads a compute-only schedule as torch.distributed.pipelining writes it.
+
+    A row per rank, an op per cell.
 
     Raises:
         ScheduleError: names the file and the cell.
@@ -84,6 +86,8 @@ def read_csv(path: Path) -> Schedule:
             rows = list(csv.reader(file))
     except OSError as error:
         raise ScheduleError(f"{path}: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ScheduleError(f"{path}: not CSV: {error}") from None
     return Schedule.of(
         [_parse_cell(path, row, column, cell) for column, cell in enumerate(cells) if cell.strip()]
         for row, cells in enumerate(rows)
@@ -91,7 +95,7 @@ def read_csv(path: Path) -> Schedule:
 
 
 def to_csv(schedule: Schedule) -> str:
-    """The schedule as a CSV that torch.distributed.pipelining's schedule runtime loads (compute only)."""
+    """The schedule as a compute-only CSV that torch.distributed.pipelining's runtime loads."""
     return "".join(",".join(map(str, ops)) + "\n" for ops in schedule.ranks)
 
 
@@ -115,12 +119,10 @@ class _RankRules:
         self._schedule = schedule
         self._rank = rank
         self._stages = problem.stages_of_rank[rank]
-        # Number of ops done per (stage, kind): as microbatches run in order, also the next
-        # microbatch.
+        # Ops done per (stage, kind); as microbatches run in order, also the next microbatch.
         self._done = {(stage, kind): 0 for stage in self._stages for kind in COMPUTE_KINDS}
-        self._split: dict[int, list[int]] = {
-            stage: [] for stage in self._stages
-        }  # microbatches whose I has run
+        # Microbatches whose I has run, per stage.
+        self._split: dict[int, list[int]] = {stage: [] for stage in self._stages}
 
     def check(self, ops: Sequence[Op]) -> None:
         for position, op in enumerate(ops):
@@ -159,7 +161,7 @@ class _RankRules:
         if microbatch < expected:
             return "this op, or the other form of its backward, has run before"
         if microbatch > expected:
-            return f"ops of one stage and kind run in microbatch order; {stage}{kind.name}{expected} comes first"
+            return f"{_IN_ORDER}; {Op(stage, kind, expected)} comes first"
         if kind in _BACKWARD and self._done[stage, Kind.F] <= microbatch:
             return (
                 f"backward comes after forward; {stage}F{microbatch} is not before it on this rank"
@@ -174,9 +176,7 @@ class _RankRules:
             return "this op has run before"
         if microbatch not in split[done:]:
             return f"W comes after its I; {stage}I{microbatch} is not before it on this rank"
-        return (
-            f"ops of one stage and kind run in microbatch order; {stage}W{split[done]} comes first"
-        )
+        return f"{_IN_ORDER}; {Op(stage, Kind.W, split[done])} comes first"
 
     def _check_complete(self) -> None:
         for stage in self._stages:
@@ -206,9 +206,10 @@ def _check_memory(problem: Problem, schedule: Schedule) -> None:
             (i for i, held in enumerate(history) if limit is not None and held > limit), None
         )
         if limit is not None and position is not None:
+            op, held = schedule.ranks[rank][position], history[position]
             raise ScheduleError(
-                f"rank {rank}, op {schedule.ranks[rank][position]} (position {position}): holds {history[position]} "
-                f"activation bytes, {history[position] - limit} more than the {limit} that memory_limit_bytes leaves",
+                f"rank {rank}, op {op} (position {position}): holds {held} activation bytes, "
+                f"{held - limit} more than the {limit} that memory_limit_bytes leaves",
                 schedule.grid(around=(rank, position)),
             )
 

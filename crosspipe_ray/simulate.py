@@ -1,4 +1,6 @@
-"""The clock: what a schedule takes on a problem (discrete events; the cost model of CrossPipe, section 3).
+"""The clock: what a schedule takes on a problem.
+
+Discrete events under the cost model of CrossPipe (section 3).
 
 A rank runs its ops in order, one at a time, each as soon as its input is there. When F (or I, B)
 ends, its message occupies its channel for bytes/bandwidth, one at a time, and arrives latency
@@ -35,9 +37,9 @@ def simulate(
     Args:
         problem: with stages.
         schedule: ops per rank. A part of the ops (forwards only, say) is fine; `validate` asks for
-        all.
+            all.
         send_order: SEND ops in the order in which their channels serve them; default: by ready
-        time.
+            time.
 
     Raises:
         ScheduleError: the ops wait for each other in a cycle; names a rank and what it waits for.
@@ -73,6 +75,7 @@ class _Clock:
         self.ends: list[list[int]] = [[] for _ in schedule.ranks]
         self.messages: list[Message] = []
         self.slots = [_slots(stage, num_stages, num_microbatches) for stage in range(num_stages)]
+        self._num_microbatches = num_microbatches
         self._schedule = schedule
         self._rank_of = [cost.rank for cost in costs]
         self._durations = [cost.duration_ns for cost in costs]
@@ -80,30 +83,29 @@ class _Clock:
             _outputs(cost, stage, num_microbatches) for stage, cost in enumerate(costs)
         ]
         self._gates = {span.op.stage: span.end_ns for spans in gathers for span in spans}
-        self._waiting = [_NOT_YET] * len(
-            self.ready
-        )  # the rank that stands still until the slot is filled
+        # The rank that stands still until the slot is filled.
+        self._waiting = [_NOT_YET] * len(self.ready)
         self._events: list[tuple[int, Op]] = []  # ends of ops
         self._channel_free: dict[int, int] = {}
-        self._turns: dict[int, deque[int]] | None = (
-            None  # per channel, the slots of its messages in order
-        )
-        self._held: dict[
-            int, tuple[Op, Transfer, int]
-        ] = {}  # ready messages that wait for their turn
+        # Per channel, the slots of its messages in order; and ready messages that wait for a turn.
+        self._turns: dict[int, deque[int]] | None = None
+        self._held: dict[int, tuple[Op, Transfer, int]] = {}
 
     def fix_send_order(self, send_order: Iterable[Op]) -> None:
         """Makes channels serve messages in this order."""
         self._turns = {}
-        for stage, kind, microbatch in send_order:
-            transfer, row = self._outputs[stage].get(
-                Kind.F if kind is Kind.SEND_F else Kind.I, (None, 0)
-            )
-            if transfer is None or transfer.route is None or microbatch is None:
-                raise ScheduleError(
-                    f"send {Op(stage, kind, microbatch)}: there is no link for it to occupy"
-                )
-            self._turns.setdefault(transfer.route.channel, deque()).append(row + microbatch)
+        timed = {
+            Op(stage, transfer.kind, microbatch): (transfer.route.channel, row + microbatch)
+            for stage, outputs in enumerate(self._outputs)
+            for transfer, row in outputs.values()
+            if transfer.route
+            for microbatch in range(self._num_microbatches)
+        }
+        for op in send_order:
+            if op not in timed:
+                raise ScheduleError(f"send {op}: it occupies no link, or is given twice")
+            channel, slot = timed.pop(op)
+            self._turns.setdefault(channel, deque()).append(slot)
 
     def run(self) -> None:
         """Takes the ends of ops in the order of time until nothing moves."""
@@ -188,8 +190,9 @@ class _Clock:
                     else Op(stage + 1, Kind.I, microbatch)
                 )
                 raise ScheduleError(
-                    f"rank {rank}, op {ops[position]} (position {position}): deadlock, it waits for the message of "
-                    f"{source}, which never runs: ranks wait for each other in a cycle, or the op or its send is missing",
+                    f"rank {rank}, op {ops[position]} (position {position}): deadlock, it waits "
+                    f"for the message of {source}, which never runs: ranks wait for each other "
+                    "in a cycle, or the op or its send is missing",
                     self._schedule.grid(around=(rank, position)),
                 )
 
@@ -229,7 +232,7 @@ def _gathers(costs: Sequence[StageCosts], schedule: Schedule) -> list[list[Span]
 def _reductions(
     costs: Sequence[StageCosts], spans: Sequence[Span], gathers: Sequence[Span]
 ) -> list[Span]:
-    """Reductions of one rank: each stage's after its last W or B, one at a time after the gathers."""
+    """Reductions of one rank: each after its stage's last W or B, one at a time."""
     last_end = {span.op.stage: span.end_ns for span in spans if span.op.kind in (Kind.W, Kind.B)}
     free = gathers[-1].end_ns if gathers else 0
     reductions = []
@@ -269,7 +272,7 @@ def _timeline(
 def _peak_message_bytes(
     costs: Sequence[StageCosts], clock: _Clock, ranks: Sequence[Sequence[Span]]
 ) -> tuple[int, ...]:
-    """Most bytes of inputs from other ranks that have arrived and wait for their op to start, per rank."""
+    """Most bytes of inputs from other ranks that have arrived and wait for their op, per rank."""
     sizes = [
         [_input_bytes(costs, stage, kind) for kind in COMPUTE_KINDS] for stage in range(len(costs))
     ]

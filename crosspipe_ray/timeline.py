@@ -45,7 +45,7 @@ class Timeline:
         makespan_ns: end of the last op or reduction.
         peak_memory_bytes: most activation bytes held at once, per rank (empty: not known).
         peak_message_bytes: most bytes of received inputs waiting to be used, per rank (empty: not
-        known).
+            known).
     """
 
     ranks: tuple[tuple[Span, ...], ...]

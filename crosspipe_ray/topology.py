@@ -1,4 +1,4 @@
-"""Which way messages go between ranks: the problem's links, resolved to one route per pair of ranks."""
+"""Which way messages go: the problem's links, resolved to one route per pair of ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Route:
     link: Link
 
     def occupancy_ns(self, num_bytes: int) -> int:
-        """Time for which a message of this size occupies the channel: overhead + bytes / bandwidth."""
+        """Time for which a message occupies the channel: overhead + bytes / bandwidth."""
         rate = self._rate(num_bytes)
         transfer = num_bytes * _NS_PER_S / rate if rate else 0
         return round(self.link.message_overhead_us * 1000 + transfer)
@@ -53,7 +53,9 @@ class Topology:
 
 
 def topology_of(problem: Problem) -> Topology:
-    """Resolves the links of a problem. A link between two ranks goes before one between their clusters.
+    """Resolves the links of a problem.
+
+    A link between two ranks goes before one between their clusters.
 
     Raises:
         ProblemError: two links of the same kind for one pair.
@@ -63,15 +65,14 @@ def topology_of(problem: Problem) -> Topology:
     by_precision = sorted(problem.links, key=lambda link: isinstance(link.src, str))
     for link in by_precision:
         for pair in _pairs(problem, link):
-            if pair in routes and isinstance(routes[pair].link.src, int) == isinstance(
-                link.src, int
-            ):
+            known = routes.get(pair)
+            if known is None:
+                channel = channels.setdefault(_channel_name(link, pair), len(channels))
+                routes[pair] = Route(channel, round(link.latency_us * 1000), link)
+            elif type(known.link.src) is type(link.src):
                 raise ProblemError(
                     f"links: {link.src}->{link.dst} is given twice for ranks {pair[0]}->{pair[1]}"
                 )
-            if pair not in routes:
-                channel = channels.setdefault(_channel_name(link, pair), len(channels))
-                routes[pair] = Route(channel, round(link.latency_us * 1000), link)
     return Topology(routes, tuple(channels))
 
 

@@ -38,6 +38,7 @@ from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.lowering import Program, lanes, lower
 from crosspipe_ray.measured import StepReport, measured_timeline
 from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.report.console import rehearsed_line
 
 _TIMEOUT_S = 300.0
 
@@ -140,14 +141,10 @@ def _print_step(board: Board, plan: Plan, report: StepReport) -> None:
     """Rank 0 prints what all ranks measured."""
     reports = board.gather(report)
     if board.rank == 0:
-        measured_ms = measured_timeline(each.record for each in reports).makespan_ns / 1e6
-        planned_ms = plan.timeline.makespan_ns / 1e6
+        measured = measured_timeline(each.record for each in reports)
         losses = [loss for each in reports for loss in each.losses]
-        loss = f"loss {fmean(losses):.4f}  " if losses else ""
-        print(
-            f"step {report.step}  {loss}planned {planned_ms:.1f} ms  measured {measured_ms:.1f} ms",
-            flush=True,
-        )
+        loss = f", loss {fmean(losses):.4f}" if losses else ""
+        print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class Board:
         self.gather(None)
 
     def _read(self, rank: int):  # type: ignore[no-untyped-def]  # as typed as a pickle is
-        return pickle.loads(self._store.get(f"board/{self._turn}/{rank}"))
+        text = self._store.get(f"board/{self._turn}/{rank}")
+        return pickle.loads(base64.b64decode(text))
 
 
 def _text(value: object) -> str:
@@ -58,5 +59,5 @@ def _text(value: object) -> str:
 def _outcome(make: Callable[[], Value]) -> Value | Exception:
     try:
         return make()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised again, at every rank
         return error

@@ -78,13 +78,13 @@ class _EvaluatedStage:
         self._losses.append(output.item())
         return None
 
-    def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+    def backward_input(self, _microbatch: int, _gradient: Tensor | None) -> Tensor | None:
         raise AssertionError("an evaluation has no backward pass")
 
-    def backward_weight(self, microbatch: int) -> None:
+    def backward_weight(self, _microbatch: int) -> None:
         raise AssertionError("an evaluation has no backward pass")
 
-    def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+    def backward(self, _microbatch: int, _gradient: Tensor | None) -> Tensor | None:
         raise AssertionError("an evaluation has no backward pass")
 
     def take_losses(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the interpreter executes: one small dataclass per instruction, made from a rank's program."""
+"""What the interpreter executes: a small dataclass per instruction, made from a rank's program."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ def link_shapes(
         (src, dst): LinkShape(
             channel=topology.channels[route.channel],
             latency_ns=route.latency_ns,
-            bandwidth_bytes_per_s=route.link.bandwidth_bytes_per_s,
-            message_overhead_ns=round(route.link.message_overhead_us * 1000),
+            occupancy_ns=route.occupancy_ns,
             jitter_ns=round(jitter_us.get((clusters[src], clusters[dst]), 0.0) * 1000),
         )
         for (src, dst), route in topology.routes.items()

@@ -10,15 +10,15 @@ import torch
 from crosspipe_ray.config import ClusterConfig, Config
 from crosspipe_ray.engine.measure import LayerCosts, profile_layers
 from crosspipe_ray.engine.training_rank import Assignment
-from crosspipe_ray.errors import ConfigError, InputError, PlanError
+from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError, PlanError
 from crosspipe_ray.lowering import Program, lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.fixed import forward_only
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.planners.portfolio import Attempt, Budget, check_method, plan
 from crosspipe_ray.problem import Layer, Link, Problem, Rank
 from crosspipe_ray.simulate import simulate
-from crosspipe_ray.training.data import read_info
+from crosspipe_ray.training.data import Split, TokenDataset, read_info
 
 _MEASURED = (
     "forward_us", "backward_input_us", "backward_weight_us", "activation_bytes",
@@ -118,7 +118,7 @@ def patterns_of(config: Config) -> tuple[Pattern, ...]:
 
 
 def plan_of(
-    config: Config, problem: Problem, on_attempt: Callable[[Attempt], None] = lambda attempt: None
+    config: Config, problem: Problem, on_attempt: Callable[[Attempt], None] = lambda _: None
 ) -> Plan:
     """Plans a run as its configuration asks.
 
@@ -135,6 +135,48 @@ def plan_of(
         patterns=patterns_of(config),
         on_attempt=on_attempt,
     )
+
+
+def check_before_start(config: Config) -> None:
+    """Finds out, without starting anything, what would stop the run later.
+
+    Raises:
+        InputError: too few layers for the ranks, too little data for a batch, a placement that does
+            not go with tied embeddings, or no such planning method.
+    """
+    patterns_of(config)
+    check_method(config.planner.method)
+    num_ranks, num_layers = len(config.cluster.rank_regions), config.model.num_pipeline_layers
+    if num_ranks > num_layers:
+        raise ConfigError(
+            f"cluster.regions: {num_ranks} ranks need as many stages, but the model has "
+            f"{num_layers} layers (embedding, {config.model.num_layers} blocks, head)"
+        )
+    for split, num_microbatches in _microbatches_by_split(config):
+        dataset = TokenDataset(
+            config.data.path, split=split, sequence_length=config.data.sequence_length
+        )
+        dataset.batches(
+            batch_size=num_microbatches * config.training.microbatch_size,
+            num_microbatches=num_microbatches,
+            seed=config.seed,
+        )
+
+
+def _microbatches_by_split(config: Config) -> list[tuple[Split, int]]:
+    training = config.training
+    splits: list[tuple[Split, int]] = [("train", training.num_microbatches)]
+    if training.num_evaluation_microbatches:
+        splits.append(("validation", training.num_evaluation_microbatches))
+    return splits
+
+
+def one_f_one_b_makespan_ns(problem: Problem) -> int | None:
+    """What 1F1B takes on the same costs and links; None where it does not fit."""
+    try:
+        return plan(problem, method="1f1b").timeline.makespan_ns
+    except (InputError, InfeasibleError):
+        return None
 
 
 def check_same_data(digests: Iterable[str | None]) -> None:

@@ -31,8 +31,6 @@ from crosspipe_ray.training.optimizer import (
     squared_norms,
 )
 
-_NS_PER_S = 1e9
-
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -106,17 +104,16 @@ class TrainingRank:
         record = self._interpreter.run(self._program)
         if self._tied is not None:
             self._tied.fold_gradient()
-        exchange_ns = clock.now_ns()
         squared = self._norms.all_values(squared_norms(self._parameters.values()))
-        optimizer_ns = clock.now_ns()
+        exchanged_ns = clock.now_ns()
         self._update(index, squared)
         return StepReport(
             step=index,
             record=record,
             losses=tuple(loss for stage in self._stages.values() for loss in stage.losses),
             gradient_norm=global_norm(squared),
-            norm_exchange_s=(optimizer_ns - exchange_ns) / _NS_PER_S,
-            optimizer_s=(clock.now_ns() - optimizer_ns) / _NS_PER_S,
+            exchanged_ns=exchanged_ns,
+            updated_ns=clock.now_ns(),
         )
 
     def evaluate(self) -> tuple[float, ...]:

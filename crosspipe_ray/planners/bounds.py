@@ -26,7 +26,7 @@ from crosspipe_ray.planners.relaxation import (
     heads_of,
     mirrored,
     relax,
-    split_durations,
+    least_durations,
 )
 from crosspipe_ray.problem import Problem
 
@@ -60,7 +60,7 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
     shape = (len(costs), NUM_KINDS, problem.num_microbatches)
     heads = heads_of(relaxation).reshape(shape)
     tails = heads_of(mirrored(relaxation, costs))[:, ::-1].reshape(shape)
-    durations = np.array([split_durations(problem, costs, stage) for stage in range(len(costs))])
+    durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
     makespan = int((heads + durations[:, :, None] + tails).max())
     makespan = max(makespan, *(cost.gather_ns + cost.reduce_ns for cost in costs))
     rank_jobs = list(_rank_jobs(problem, heads, durations, tails))
@@ -81,7 +81,7 @@ def tail_table_ns(
 ) -> dict[Kind, list[list[int]]]:
     """Least time from the start of an op to the end of the step, by kind, stage and microbatch."""
     tails = (bounds or bounds_of(problem, costs)).tails
-    durations = np.array([split_durations(problem, costs, stage) for stage in range(len(costs))])
+    durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
     from_start = tails + durations[:, :, None]
     return {kind: from_start[:, kind].tolist() for kind in (Kind.F, Kind.I, Kind.W)}
 

@@ -116,7 +116,8 @@ class _Search:
         self._workers = workers
         self._seed = seed
         self._report = report
-        self._bound_ns = bounds.makespan_ns
+        self._bound_ns = bounds.makespan_ns  # of orders without B where the backward is split
+        self._is_certain = _splitting_costs_nothing(problem, costs)
         self._order = known
         self._makespan_ns = _makespan_ns(problem, known)
 
@@ -148,7 +149,11 @@ class _Search:
         """What was found."""
         within: Status = "gap" if self.is_within(gap) else "time_limit"
         status: Status = "proven" if self.is_within(0.0) else within
-        return Solution(self._order, self._makespan_ns, self._bound_ns, status)
+        if self._is_certain:
+            return Solution(self._order, self._makespan_ns, self._bound_ns, status)
+        bound_ns = self._bounds.makespan_ns
+        proven: Status = "proven" if self._makespan_ns <= bound_ns else within
+        return Solution(self._order, self._makespan_ns, bound_ns, proven)
 
 
 def _set_parameters(
@@ -160,6 +165,15 @@ def _set_parameters(
     parameters.num_workers = workers
     parameters.random_seed = seed
     parameters.linearization_level = 0
+
+
+def _splitting_costs_nothing(problem: Problem, costs: Sequence[StageCosts]) -> bool:
+    """Whether I and W are never longer than B: then refusing all orders of I and W refuses B too."""
+    return all(
+        problem.is_fused(stage)
+        or cost.duration_ns[Kind.I] + cost.duration_ns[Kind.W] <= cost.duration_ns[Kind.B]
+        for stage, cost in enumerate(costs)
+    )
 
 
 def _makespan_ns(problem: Problem, order: Order) -> int:

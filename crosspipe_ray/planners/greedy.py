@@ -17,6 +17,7 @@ from crosspipe_ray.planners.kernel import State
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.passes import Bias, ListScheduler, Rows, Triple
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import Schedule
 
 DEFAULT_ITERATIONS = 400
 _PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.3, 1.6, 2.0, 3.0)
@@ -43,6 +44,20 @@ def greedy(
     time_limit_s: float = 1.0,
     iterations: int = DEFAULT_ITERATIONS,
     seed: int = 0,
+) -> Schedule:
+    """The schedule of `greedy_order`; where links are shared, the order of messages is left out."""
+    return greedy_order(
+        problem, time_limit_s=time_limit_s, iterations=iterations, seed=seed
+    ).schedule
+
+
+def greedy_order(
+    problem: Problem,
+    *,
+    time_limit_s: float = 1.0,
+    iterations: int = DEFAULT_ITERATIONS,
+    seed: int = 0,
+    gap: float = 0.0,
     bounds: Bounds | None = None,
 ) -> Order:
     """The best order that the search finds.
@@ -50,9 +65,10 @@ def greedy(
     Args:
         problem: with stages, any placement.
         time_limit_s: no new attempt starts after it; one attempt is always made.
-        iterations: number of attempts; with a generous time limit the result depends on nothing
-        else.
+        iterations: number of attempts; with a generous time limit the result depends on it and the
+            seed alone.
         seed: of the search.
+        gap: an order within this share of the bound is good enough.
         bounds: of the problem, if they are at hand.
 
     Raises:
@@ -61,11 +77,12 @@ def greedy(
     check_memory_suffices(problem)
     deadline = time.monotonic() + time_limit_s
     scheduler = ListScheduler(problem, bounds=bounds)
+    enough_ns = scheduler.bounds.makespan_ns * (1 + gap)
     search = _Search(scheduler, random.Random(seed))
-    for _ in range(max(1, iterations)):
-        search.step()
-        if search.best_ns <= scheduler.bounds.makespan_ns or time.monotonic() > deadline:
+    for _ in range(iterations - 1):
+        if search.best_ns <= enough_ns or time.monotonic() > deadline:
             break
+        search.step()
     return scheduler.order(search.best.state)
 
 
@@ -86,8 +103,6 @@ class _Search:
     def step(self) -> None:
         """Tries one more; equals and, now and then, slightly longer ones become the current one."""
         self._num_steps += 1
-        if self._num_steps == 1:
-            return  # made at the start
         attempt = self._tried(*self._next())
         longest = self._current.makespan_ns * (1.002 if self._rng.random() < 0.05 else 1.0)
         if attempt.makespan_ns <= longest:
@@ -100,8 +115,8 @@ class _Search:
         return _Attempt(makespan, state, bias, tails)
 
     def _next(self) -> tuple[Bias, Rows]:
-        if self._num_steps <= len(_STARTS):
-            return _STARTS[self._num_steps - 1], self._scheduler.tails
+        if self._num_steps < len(_STARTS):
+            return _STARTS[self._num_steps], self._scheduler.tails
         rng = self._rng
         origin = self._current if rng.random() < 0.8 else self.best
         if rng.random() < 0.5:

@@ -1,13 +1,12 @@
 """The inner loop of list scheduling, on flat integer sequences.
 
-It is plain Python on lists, and the same source compiled where numba is installed and the work pays
-(`compiled`); only integers are used, so both give the same orders. Rows are 3 x stage + kind, ops
-are row x M + microbatch; an op's ``ready`` is the time at which its input is there.
+Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
+input is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -97,6 +96,7 @@ class Choice(NamedTuple):
         urgency: per op; the highest that can start is started.
         patience: per row, how long a rank that could start such an op waits for a more urgent one.
         cap: per row that takes bytes, how far it may run ahead of the row that closes.
+        goal: a rank waits only for an op that would miss this makespan otherwise.
     """
 
     urgency: Sequence[int]
@@ -105,16 +105,29 @@ class Choice(NamedTuple):
     goal: int
 
 
-def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
+Chooser = Callable[["Net", "State", "Choice", int, int, int], int]
+
+
+def run(
+    net: Net, state: State, choice: Choice, num_microbatches: int, chooser: Chooser | None = None
+) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
     Events are (time, phase, which): at equal times, messages come to shared channels first (0), then
     channels choose (1), then ranks (2).
 
+    Args:
+        net: the problem.
+        state: a fresh one.
+        choice: what decides.
+        num_microbatches: M.
+        chooser: another rule than `choose`.
+
     Returns:
         The makespan.
     """
     makespan = 0
+    chooser = chooser or choose
     events = [(0, 2, rank) for rank in range(len(net.limit))]
     for row in range(len(net.gate)):
         if net.gate[row] > 0:
@@ -123,7 +136,7 @@ def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
         now, phase, which = heappop(events)
         if phase == 2:
             if state.busy[which] <= now:
-                op = choose(net, state, choice, num_microbatches, which, now)
+                op = chooser(net, state, choice, num_microbatches, which, now)
                 if op >= 0:
                     end = start(net, state, num_microbatches, which, op, now, events)
                     makespan = max(makespan, end + net.finish[op // num_microbatches])

@@ -72,10 +72,20 @@ def row_of(stage: int, kind: int) -> int:
     return NUM_KINDS * stage + kind
 
 
-def split_durations(problem: Problem, costs: Sequence[StageCosts], stage: int) -> tuple[int, ...]:
+def split_durations(
+    problem: Problem, costs: Sequence[StageCosts], stage: int
+) -> tuple[int, int, int]:
     """Times of F, I and W; of F, B and nothing where the backward is fused."""
-    forward, backward_input, weight, fused = costs[stage].duration_ns
-    return (forward, fused, 0) if problem.is_fused(stage) else (forward, backward_input, weight)
+    forward, backward_input, weight, both = costs[stage].duration_ns
+    return (forward, both, 0) if problem.is_fused(stage) else (forward, backward_input, weight)
+
+
+def least_durations(
+    problem: Problem, costs: Sequence[StageCosts], stage: int
+) -> tuple[int, int, int]:
+    """As `split_durations`; but any stage may run B, which pays the rank's op overhead once."""
+    forward, backward, weight = split_durations(problem, costs, stage)
+    return forward, backward, min(weight, costs[stage].duration_ns[Kind.B] - backward)
 
 
 def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
@@ -95,7 +105,7 @@ def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
     return Relaxation(
         num_microbatches=problem.num_microbatches,
         durations=tuple(
-            time for stage in range(num_stages) for time in split_durations(problem, costs, stage)
+            time for stage in range(num_stages) for time in least_durations(problem, costs, stage)
         ),
         earliest=tuple(earliest),
         edges=tuple(map(tuple, edges)),

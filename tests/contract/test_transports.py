@@ -58,7 +58,7 @@ def test_transport_keeps_the_contract(check: Check, run_ranks: RunRanks) -> None
 
 def test_a_peer_that_never_connects_is_an_error() -> None:
     store = host_store("127.0.0.1", timeout_s=0.2)
-    with pytest.raises(RunError, match="connecting all over gloo"):
+    with pytest.raises(RunError, match="connecting all ranks over gloo"):
         CollectiveTransport(
             store, rank=0, num_ranks=2, lanes=[], device=torch.device("cpu"), timeout_s=0.2
         )

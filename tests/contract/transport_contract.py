@@ -23,7 +23,7 @@ Body = Callable[[Transport], Any]
 RunRanks = Callable[[int, Body], list[Any]]
 Check = Callable[[RunRanks], None]
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 40.0
 MIB = 1024 * 1024
 PAYLOADS = [
     (torch.uint8, (0,)),

@@ -20,7 +20,7 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankProcesses]:
-    processes = RankProcesses(2, tmp_path_factory.mktemp("ranks"), device="cuda")
+    processes = RankProcesses(2, tmp_path_factory.mktemp("ranks"), device="cuda:0")
     yield processes
     processes.stop()
 

@@ -19,7 +19,7 @@ from crosspipe_ray.engine.transports.shaped import ChannelClock, Link
 from crosspipe_ray.errors import AbortedError
 
 MS = 1_000_000
-WAN = LinkShape(channel="wan", latency_ns=30 * MS, bandwidth_bytes_per_s=1e6)
+WAN = LinkShape(channel="wan", latency_ns=30 * MS, occupancy_ns=lambda n: 1000 * n)
 
 
 def link(shape: LinkShape, channel: ChannelClock | None = None, seed: int = 0) -> Link:
@@ -63,7 +63,7 @@ def test_messages_queue_behind_each_other_but_not_behind_an_idle_channel() -> No
 
 def test_without_a_bandwidth_messages_take_only_their_overhead() -> None:
     assert link(LinkShape(channel="wan", latency_ns=7)).reserve(10**9, now_ns=5) == (5, 5, 12)
-    overhead = link(LinkShape(channel="wan", message_overhead_ns=3))
+    overhead = link(LinkShape(channel="wan", occupancy_ns=lambda _: 3))
     assert overhead.reserve(10**9, now_ns=5) == (5, 8, 8)
     assert overhead.reserve(0, now_ns=5) == (8, 11, 11)
 
@@ -98,7 +98,7 @@ def test_jitter_differs_between_links_and_repeats_with_the_seed() -> None:
 
 
 def test_senders_of_a_shared_channel_wait_for_each_other(tmp_path: Path) -> None:
-    slow = LinkShape(channel="wan", bandwidth_bytes_per_s=1.0)
+    slow = LinkShape(channel="wan", occupancy_ns=lambda n: n * 10**9)
     _, first, second = shaped_pair(slow, 3, clock_dir=tmp_path)
     windows = send_windows(first, 2, 100) + send_windows(second, 2, 100)
     for before, after in pairwise(windows):
@@ -154,9 +154,7 @@ def test_close_removes_the_clocks_of_shared_channels(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"latency_ns": -1}, {"jitter_ns": -1}, {"bandwidth_bytes_per_s": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"latency_ns": -1}, {"jitter_ns": -1}])
 def test_impossible_links_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0] + "|times"):
         LinkShape(channel="wan", **wrong)

@@ -34,19 +34,16 @@ _CLOSE_TIMEOUT_S = 10.0
 class CollectiveTransport(Transport):
     """Messages over torch.distributed's backends; one rank per process.
 
-    With NCCL, list every lane that carries CUDA tensors and call ``warm`` first: an unlisted pair
-    has one queue for both directions, and the first message of any pair waits for the peer.
-
     Args:
         store: made by ``host_store`` or ``join_store``.
         rank: of this process.
         num_ranks: of the whole run.
         lanes: directed pairs (src, dst) that get a communicator of their own; the same list on all
-            ranks. All other pairs share one.
-        device: of the tensors; those on the CPU travel over gloo in any case.
+            ranks. All other pairs share one, for tensors on the CPU.
+        device: of the tensors in the lanes; those on the CPU travel over gloo in any case.
         timeout_s: longest time to connect to a peer.
         backend: default: the one for the device.
-        name: the same on all ranks; tells apart the transports that are made with one store.
+        name: the same on all ranks, and another one for each transport made with this store.
 
     Raises:
         RunError: a peer did not connect in time.
@@ -71,39 +68,37 @@ class CollectiveTransport(Transport):
         self._timeout_s = timeout_s
         self._name = name
         self._book = HandleBook()
+        self._teardown = threading.Lock()
         self._lanes: dict[tuple[int, int, Backend], _Lane] = {}
         self._backend: Backend = backend or ("nccl" if device.type == "cuda" else "gloo")
-        self._rank_pairs = [pair for pair in lanes if rank in pair]
-        self._shared = {"gloo": self._connect("gloo")}
-        if self._backend == "nccl":
-            self._shared["nccl"] = self._connect("nccl")
+        self._listed = [pair for pair in dict.fromkeys(lanes) if rank in pair]
+        self._communicators = [self._connect("all ranks", "gloo", rank, num_ranks)]
         # In the order of the list on all ranks, so that no two wait for each other.
-        self._own = {pair: self._connect(self._backend, pair) for pair in self._rank_pairs}
+        for src, dst in self._listed:
+            lane = self._connect(f"{src}->{dst}", self._backend, int(rank == dst), 2)
+            self._communicators.append(lane)
 
-    def _connect(self, backend: Backend, pair: tuple[int, int] | None = None) -> Communicator:
-        """Meets the two ranks of a lane, the sender first, or all ranks."""
-        rank, size = (self.rank, self.num_ranks) if pair is None else (pair.index(self.rank), 2)
-        members = "all" if pair is None else f"{pair[0]}->{pair[1]}"
-        store = PrefixStore(f"{self._name}/{backend}/{members}", self._store)
+    def _connect(self, name: str, backend: Backend, rank: int, size: int) -> Communicator:
+        store = PrefixStore(f"{self._name}/{name}", self._store)
         try:
             if backend == "nccl":
                 return NcclCommunicator(store, rank=rank, size=size, device=self._device)
             host, timeout_s = self._store.host, self._timeout_s
             return GlooCommunicator(store, rank=rank, size=size, host=host, timeout_s=timeout_s)
         except RuntimeError as error:
-            raise RunError(f"connecting {members} over {backend}: {brief(error)}") from None
+            raise RunError(f"connecting {name} over {backend}: {brief(error)}") from None
 
     def warm(self, *, timeout_s: float, num_bytes: int = 4 * 1024 * 1024) -> None:
         """Sends a small and a large message over every listed lane; for all ranks, before step 0.
 
-        The first large message over a WAN is slow, and NCCL connects on first use.
+        The first large message over a WAN is slow.
 
         Args:
             timeout_s: longest wait for each message.
             num_bytes: size of the large message.
         """
         handles = []
-        for src, dst in self._rank_pairs:
+        for src, dst in self._listed:
             post, peer = (self.isend, dst) if src == self.rank else (self.irecv, src)
             for size in (1, num_bytes):
                 message = torch.zeros(size, dtype=torch.uint8, device=self._device)
@@ -113,7 +108,7 @@ class CollectiveTransport(Transport):
 
     def isend(self, tensor: torch.Tensor, *, peer: int, tag: int) -> Handle:
         """As ``Transport.isend``."""
-        payload = _never_empty(self.payload(tensor, peer=peer, tag=tag))
+        payload = self._payload(tensor, peer, tag, lane=(self.rank, peer))
         handle = self._book.open("send", peer=peer, tag=tag)
         lane = self._lane(self.rank, peer, payload)
         post = _Post(handle, lambda: lane.group.send([payload], lane.peer, tag))
@@ -124,12 +119,21 @@ class CollectiveTransport(Transport):
 
     def irecv(self, into: torch.Tensor, *, peer: int, tag: int) -> Handle:
         """As ``Transport.irecv``."""
-        payload = _never_empty(self.payload(into, peer=peer, tag=tag))
+        payload = self._payload(into, peer, tag, lane=(peer, self.rank))
         handle = self._book.open("receive", peer=peer, tag=tag)
         lane = self._lane(peer, self.rank, payload)
         post = _Post(handle, lambda: lane.group.recv([payload], lane.peer, tag))
         lane.post(post, starts_now=True)
         return handle
+
+    def _payload(
+        self, tensor: torch.Tensor, peer: int, tag: int, lane: tuple[int, int]
+    ) -> torch.Tensor:
+        payload = self.payload(tensor, peer=peer, tag=tag)
+        if payload.is_cuda and (self._backend != "nccl" or lane not in self._listed):
+            raise ValueError(f"peer {peer}: CUDA tensors need NCCL and a lane of their own")
+        # NCCL would send nothing for an empty tensor.
+        return payload if payload.numel() else payload.new_zeros(1)
 
     def _lane(self, src: int, dst: int, payload: torch.Tensor) -> _Lane:
         backend: Backend = "nccl" if payload.is_cuda else "gloo"
@@ -139,16 +143,19 @@ class CollectiveTransport(Transport):
         return self._lanes[key]
 
     def _new_lane(self, src: int, dst: int, backend: Backend) -> _Lane:
+        shared, *own = self._communicators
         name = f"transport {src}->{dst} {backend}"
-        if backend == self._backend and (src, dst) in self._own:
-            return _Lane(name, self._own[src, dst], peer=int(src == self.rank))
-        return _Lane(name, self._shared[backend], peer=dst if src == self.rank else src)
+        if backend == self._backend and (src, dst) in self._listed:
+            index = self._listed.index((src, dst))
+            return _Lane(name, own[index], peer=int(src == self.rank))
+        return _Lane(name, shared, peer=dst if src == self.rank else src)
 
     def abort(self, reason: str) -> None:
         """As ``Transport.abort``. The peers notice at once."""
         self._book.abort(reason)
-        for communicator in (*self._own.values(), *self._shared.values()):
-            communicator.sever()
+        with self._teardown:
+            for communicator in self._communicators:
+                communicator.sever()
 
     def close(self) -> None:
         """As ``Transport.close``.
@@ -161,11 +168,13 @@ class CollectiveTransport(Transport):
             self._book.abort(farewell)
         else:
             self.abort(farewell)
-        for lane in self._lanes.values():
-            lane.stop(timeout_s=_CLOSE_TIMEOUT_S)
-        for communicator in (*self._own.values(), *self._shared.values()):
-            communicator.close()
-        self._lanes, self._own, self._shared = {}, {}, {}
+        with self._teardown:
+            for lane in self._lanes.values():
+                lane.stop(timeout_s=_CLOSE_TIMEOUT_S)
+            for communicator in self._communicators:
+                communicator.close()
+            self._lanes.clear()
+            self._communicators.clear()
 
 
 @dataclass(slots=True)
@@ -223,8 +232,3 @@ class _Lane:
         else:
             post.handle.finish()
         return True
-
-
-def _never_empty(payload: torch.Tensor) -> torch.Tensor:
-    """A byte in place of nothing, which NCCL would not send."""
-    return payload if payload.numel() else payload.new_zeros(1)

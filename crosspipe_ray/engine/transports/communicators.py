@@ -46,13 +46,15 @@ def join_store(host: str, port: int, *, timeout_s: float) -> TCPStore:
         RunError: it cannot be reached within ``timeout_s`` seconds.
     """
     try:
+        # Where nobody listens torch would print pages of C++ frames; this asks first.
+        socket.create_connection((host, port), timeout=timeout_s).close()
         return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise RunError(f"no store at {host}:{port}: {brief(error)}") from None
 
 
-def brief(error: RuntimeError) -> str:
-    """The first sentence of a message of torch, without the place in its source."""
+def brief(error: Exception) -> str:
+    """The first sentence of torch's message, without the place in its source or an error number."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).strip()).split(". ")[0].split("\n")[0]
 
 
@@ -141,7 +143,10 @@ class GlooCommunicator(Communicator):
 
 
 class NcclCommunicator(Communicator):
-    """For tensors on a GPU. Connects on first use, which blocks until the peer does the same.
+    """For tensors on a GPU. Connects at once.
+
+    It does not notice that a peer is gone: waits for it end by their timeout. A receive occupies
+    a part of the GPU until its message is there.
 
     Args:
         store: that the members have in common and nobody else uses.
@@ -155,8 +160,12 @@ class NcclCommunicator(Communicator):
         options = nccl.Options()
         # Receives are posted long before their message, and torch ends the process after this time.
         options._timeout = _LONGEST_WAIT
-        self.group = nccl(store, rank, size, options)
-        self._device = device
+        # Torch warns that messages of one communicator queue up; those of a lane have to.
+        os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
+        group = nccl(store, rank, size, options)
+        self._device = torch.empty(0, device=device).device  # with its index
+        group.eager_connect_single_device(self._device)
+        self.group = group
 
     def waiter(self) -> Callable[[Work], None]:
         """As ``Communicator.waiter``: on a stream of its own, so that nothing else has to wait."""

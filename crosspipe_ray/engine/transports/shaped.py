@@ -12,7 +12,7 @@ import fcntl
 import os
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -30,6 +30,10 @@ from crosspipe_ray.engine.transports.base import (
 from crosspipe_ray.errors import AbortedError
 
 
+def _takes_no_time(num_bytes: int) -> int:  # noqa: ARG001 - a link without a bandwidth
+    return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkShape:
     """What one directed pair of ranks has between them.
@@ -37,31 +41,21 @@ class LinkShape:
     Args:
         channel: links of the same channel are busy with one message at a time.
         latency_ns: from the end of the occupation to the arrival.
-        bandwidth_bytes_per_s: None: bytes occupy the channel for no time.
-        message_overhead_ns: each message occupies the channel this much longer.
+        occupancy_ns: how long a message of so many bytes keeps the channel busy.
         jitter_ns: each message arrives up to this much later; order is kept.
 
     Raises:
-        ValueError: a negative time, or a bandwidth that is not positive.
+        ValueError: a negative time.
     """
 
     channel: str
     latency_ns: int = 0
-    bandwidth_bytes_per_s: float | None = None
-    message_overhead_ns: int = 0
+    occupancy_ns: Callable[[int], int] = _takes_no_time
     jitter_ns: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.latency_ns, self.message_overhead_ns, self.jitter_ns) < 0:
+        if min(self.latency_ns, self.jitter_ns) < 0:
             raise ValueError(f"{self}: times must not be negative")
-        if self.bandwidth_bytes_per_s is not None and self.bandwidth_bytes_per_s <= 0:
-            raise ValueError(f"{self}: the bandwidth must be positive")
-
-    def occupancy_ns(self, num_bytes: int) -> int:
-        """How long a message keeps the channel busy."""
-        if self.bandwidth_bytes_per_s is None:
-            return self.message_overhead_ns
-        return self.message_overhead_ns + round(num_bytes * 1e9 / self.bandwidth_bytes_per_s)
 
 
 class ChannelClock:

@@ -1,0 +1,218 @@
+"""All stage actors of a run as one thing: placed, wired, stepped, and stopped together."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+from ray import ObjectRef
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from crosspipe_ray.actors.failures import explain
+from crosspipe_ray.actors.placement import reserve
+from crosspipe_ray.actors.stage import (
+    Emulation,
+    Readiness,
+    StageActor,
+    TransportKind,
+    Wiring,
+)
+from crosspipe_ray.config import Config
+from crosspipe_ray.engine.measure import LayerCosts
+from crosspipe_ray.engine.training_rank import Assignment
+from crosspipe_ray.errors import RunError
+from crosspipe_ray.lowering import Program, lanes
+from crosspipe_ray.measured import StepReport
+from crosspipe_ray.problem import Problem
+
+Actor = Any  # a handle of StageActor: Ray's stubs lose the types of methods in concurrency groups
+Result = TypeVar("Result")
+
+_HEARTBEAT_EVERY_S = 10.0
+_STOP_TIMEOUT_S = 5.0
+
+
+class StageGroup:
+    """The ranks of a run. Made by `stage_group`, which also stops it.
+
+    Args:
+        actors: by rank.
+        regions: of each rank, for messages.
+        timeout_s: a rank that neither finishes nor answers for this long has failed.
+    """
+
+    def __init__(
+        self, actors: Sequence[Actor], regions: Sequence[str], *, timeout_s: float
+    ) -> None:
+        self._actors = actors
+        self._names = [f"rank {rank} ({region})" for rank, region in enumerate(regions)]
+        self._timeout_s = timeout_s
+
+    def profile(self, config: Config) -> list[list[LayerCosts]]:
+        """Layer costs by rank, measured while all ranks are busy."""
+        self._call(lambda actor: actor.heartbeat.remote())  # so that all of them start together
+        return self._call(lambda actor: actor.profile.remote(config))
+
+    def connect(
+        self, kind: TransportKind, programs: Sequence[Program], emulation: Emulation | None
+    ) -> None:
+        """Wires the ranks for the lanes of their programs."""
+        [store] = self._collect([self._actors[0].open_store.remote(self._timeout_s)])
+        wiring = Wiring(
+            kind=kind,
+            num_ranks=len(self._actors),
+            lanes=lanes(programs),
+            store=store,
+            peers=dict(enumerate(self._actors)),
+            emulation=emulation,
+            timeout_s=self._timeout_s,
+        )
+        self._call(lambda actor: actor.connect.remote(wiring))
+
+    def train(self, assignments: Sequence[Assignment]) -> list[Readiness]:
+        """Makes every rank ready to train."""
+        pairs = zip(self._actors, assignments, strict=True)
+        return self._collect([actor.train.remote(assignment) for actor, assignment in pairs])
+
+    def rehearse(self, problem: Problem, programs: Sequence[Program]) -> None:
+        """Makes every rank ready to rehearse."""
+        pairs = zip(self._actors, programs, strict=True)
+        self._collect(
+            [actor.rehearse.remote(problem, program, self._timeout_s) for actor, program in pairs]
+        )
+
+    def steps(self, indices: Iterable[int]) -> Iterator[list[StepReport]]:
+        """Runs steps; one call stays queued ahead, so that no step waits for the driver."""
+        queued: deque[list[ObjectRef[StepReport]]] = deque()
+        for index in indices:
+            queued.append([actor.step.remote(index) for actor in self._actors])
+            if len(queued) > 1:
+                yield self._collect(queued.popleft())
+        while queued:
+            yield self._collect(queued.popleft())
+
+    def evaluate(self) -> list[float]:
+        """Held-out loss of each microbatch."""
+        return [
+            loss for losses in self._call(lambda actor: actor.evaluate.remote()) for loss in losses
+        ]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights of the whole model, in the order of ranks."""
+        parts = self._call(lambda actor: actor.state_dict.remote())
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def node_labels(self) -> list[dict[str, str]]:
+        """Labels of the node of each rank."""
+        return self._call(lambda actor: actor.node_labels.remote())
+
+    def process_ids(self) -> list[int]:
+        """Of each rank, on its host."""
+        return self._call(lambda actor: actor.heartbeat.remote())
+
+    def close(self) -> None:
+        """Lets all ranks leave their groups in order, after a run without failure."""
+        self._call(lambda actor: actor.close.remote())
+
+    def stop(self, reason: str) -> None:
+        """Ends all actors, whatever they are doing."""
+        with suppress(RayError):  # some may be dead already; all of them are below
+            aborts = [actor.abort.remote(reason) for actor in self._actors]
+            ray.wait(aborts, num_returns=len(aborts), timeout=_STOP_TIMEOUT_S)
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _call(self, start: Callable[[Actor], ObjectRef[Result]]) -> list[Result]:
+        """Calls every rank and waits for all."""
+        return self._collect([start(actor) for actor in self._actors])
+
+    def _collect(self, references: Sequence[ObjectRef[Result]]) -> list[Result]:
+        """Waits for one result per rank; the first failure stops all ranks and is explained.
+
+        Raises:
+            RunError: names the rank, with its traceback.
+        """
+        waiting = list(references)
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=_HEARTBEAT_EVERY_S)
+            try:
+                ray.get(done)
+            except RayError:
+                raise self._failure(references) from None
+            if not done:
+                self._check_heartbeats()
+        return list(ray.get(list(references)))
+
+    def _failure(self, references: Sequence[ObjectRef[Result]]) -> Exception:
+        """Stops waiting ranks, so that each one's own error is known, and finds the first cause."""
+        for actor in self._actors:
+            actor.abort.remote("another rank failed")
+        ray.wait(list(references), num_returns=len(references), timeout=_STOP_TIMEOUT_S)
+        errors: dict[str, Exception] = {}
+        for name, reference in zip(self._names, references, strict=False):
+            error = _error_of(reference)
+            if error is not None:
+                errors[name] = error
+        return explain(errors)
+
+    def _check_heartbeats(self) -> None:
+        """Asks ranks that take long whether they are alive; a stopped process never says anything."""
+        beats = [actor.heartbeat.remote() for actor in self._actors]
+        answered, _ = ray.wait(beats, num_returns=len(beats), timeout=self._timeout_s)
+        asked = zip(self._names, beats, strict=True)
+        silent = [name for name, beat in asked if beat not in answered]
+        if silent:
+            raise RunError(f"{', '.join(silent)}: no answer for {self._timeout_s:g} s")
+
+
+@contextmanager
+def stage_group(regions: Sequence[str], *, label: str, timeout_s: float) -> Iterator[StageGroup]:
+    """Starts one actor per rank in its region; nothing of them is left afterwards."""
+    reservation = reserve(regions, label=label, timeout_s=timeout_s)
+    group = None
+    try:
+        actors = [_start(rank, reservation) for rank in range(len(regions))]
+        group = StageGroup(actors, regions, timeout_s=timeout_s)
+        yield group
+    finally:
+        if group is not None:
+            group.stop("the run is over")
+        remove_placement_group(reservation)
+
+
+@contextmanager
+def clock_folder() -> Iterator[Path]:
+    """A folder for the clocks of emulated channels."""
+    folder = Path(tempfile.mkdtemp(prefix="crosspipe-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _error_of(reference: ObjectRef[Result]) -> Exception | None:
+    """What a call has raised, if it has."""
+    try:
+        ray.get(reference, timeout=0)
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        return error
+    return None
+
+
+def _start(rank: int, reservation: PlacementGroup) -> Actor:
+    bundle = reservation.bundle_specs[rank]
+    strategy = PlacementGroupSchedulingStrategy(reservation, placement_group_bundle_index=rank)
+    return StageActor.options(
+        num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), scheduling_strategy=strategy
+    ).remote(rank)

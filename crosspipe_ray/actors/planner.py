@@ -1,0 +1,44 @@
+"""The actor that owns what was measured, and turns it into plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+
+from crosspipe_ray.config import Config
+from crosspipe_ray.engine.measure import LayerCosts
+from crosspipe_ray.engine.setup import plan_of, problem_of
+from crosspipe_ray.errors import RunError
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.problem import Problem
+
+
+class Planner:
+    """Holds a run's problem; plans it on demand.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._problem: Problem | None = None
+
+    @ray.method
+    def learn(self, profiles: Sequence[Sequence[LayerCosts]]) -> Problem:
+        """Takes the costs that the ranks measured, one list per rank."""
+        self._problem = problem_of(self._config, profiles)
+        return self._problem
+
+    @ray.method
+    def plan(self) -> tuple[Plan, list[Attempt]]:
+        """The best plan by the configured method, and all that was tried on the way."""
+        if self._problem is None:
+            raise RunError("the planner has no costs yet")
+        attempts: list[Attempt] = []
+        return plan_of(self._config, self._problem, on_attempt=attempts.append), attempts
+
+
+PlannerActor = ray.remote(num_cpus=0)(Planner)

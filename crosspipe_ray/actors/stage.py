@@ -1,0 +1,229 @@
+"""The actor that is one rank: it holds the rank's stages and runs its program, step by step."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from crosspipe_ray.actors.transports import Mailbox, ObjectStoreTransport, Payload
+from crosspipe_ray.config import Config
+from crosspipe_ray.engine.device import rank_device
+from crosspipe_ray.engine.links import shaped
+from crosspipe_ray.engine.measure import LayerCosts
+from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
+from crosspipe_ray.engine.setup import profile_run
+from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
+from crosspipe_ray.engine.transports import (
+    CollectiveTransport,
+    Transport,
+    host_store,
+    join_store,
+)
+from crosspipe_ray.errors import RunError
+from crosspipe_ray.lowering import Lane, Program
+from crosspipe_ray.measured import StepReport
+from crosspipe_ray.problem import Problem
+
+TransportKind = Literal["collective", "object_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation:
+    """A WAN to inject: the problem's links, and a folder for the clocks of shared channels."""
+
+    problem: Problem
+    jitter_us: Mapping[tuple[str, str], float]
+    seed: int
+    clock_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How the ranks of a run reach each other.
+
+    Attributes:
+        kind: of transport.
+        num_ranks: of the run.
+        lanes: directed pairs of ranks that exchange messages in the plan.
+        store: host and port where collective groups meet.
+        peers: actors by rank, for object transfer.
+        emulation: None: links are as they are.
+        timeout_s: longest time to connect.
+    """
+
+    kind: TransportKind
+    num_ranks: int
+    lanes: Sequence[Lane]
+    store: tuple[str, int]
+    peers: Mapping[int, ActorHandle[Any]]
+    emulation: Emulation | None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a rank found out while it built its stages.
+
+    Attributes:
+        dataset_digest: of the tokens that it reads; None: it reads none.
+        unsplit_stages: stages without a linear layer: I does the whole backward pass.
+        host, num_cores: where it runs, and the cores that it may use there.
+    """
+
+    dataset_digest: str | None
+    unsplit_stages: tuple[int, ...]
+    host: str
+    num_cores: int
+
+
+class Stage:
+    """One rank of a run. Control and mail have threads of their own beside the steps'."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._device = rank_device()
+        self._mailbox = Mailbox()
+        self._transport: Transport | None = None
+        self._store: object = None  # keeps the meeting point open while this actor lives
+        self._worker: TrainingRank | RehearsalRank | None = None
+
+    @ray.method
+    def profile(self, config: Config) -> list[LayerCosts]:
+        """Measures the model's layers on this rank."""
+        return profile_run(config, device=self._device)
+
+    @ray.method
+    def open_store(self, timeout_s: float) -> tuple[str, int]:
+        """Hosts the meeting point of collective groups; returns its address."""
+        store = host_store(_own_address(), timeout_s=timeout_s)
+        self._store = store
+        return store.host, store.port
+
+    @ray.method
+    def connect(self, wiring: Wiring) -> None:
+        """Connects to the other ranks and warms every lane."""
+        if wiring.num_ranks == 1:
+            return
+        inner = (
+            self._collective(wiring) if wiring.kind == "collective" else self._by_objects(wiring)
+        )
+        emulation = wiring.emulation
+        self._transport = (
+            shaped(
+                inner,
+                emulation.problem,
+                jitter_us=emulation.jitter_us,
+                seed=emulation.seed,
+                clock_dir=emulation.clock_dir,
+            )
+            if emulation
+            else inner
+        )
+
+    @ray.method
+    def train(self, assignment: Assignment) -> Readiness:
+        """Makes ready to train."""
+        worker = TrainingRank(assignment, self._transport, device=self._device)
+        self._worker = worker
+        num_cores = len(os.sched_getaffinity(0))
+        return Readiness(
+            worker.dataset_digest, worker.unsplit_stages, socket.gethostname(), num_cores
+        )
+
+    @ray.method
+    def rehearse(self, problem: Problem, program: Program, timeout_s: float) -> None:
+        """Makes ready to rehearse."""
+        self._worker = RehearsalRank(problem, program, self._transport, timeout_s=timeout_s)
+
+    @ray.method
+    def step(self, index: int) -> StepReport:
+        """Runs one step; the call carries nothing but its number."""
+        if self._worker is None:
+            raise RunError(f"rank {self._rank} has nothing to run yet")
+        return self._worker.step(index)
+
+    @ray.method
+    def evaluate(self) -> tuple[float, ...]:
+        """Held-out losses, on the rank with the last stage."""
+        return self._trainer().evaluate()
+
+    @ray.method
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The rank's weights."""
+        return self._trainer().state_dict()
+
+    @ray.method
+    def node_labels(self) -> dict[str, Any]:
+        """Labels of the node that this rank runs on."""
+        return dict(ray.get_runtime_context().get_node_labels())
+
+    @ray.method
+    def close(self) -> None:
+        """Leaves the groups in order; the others do so at the same time."""
+        if self._transport is not None:
+            self._transport.close()
+
+    @ray.method(concurrency_group="control")
+    def heartbeat(self) -> int:
+        """Answers, whatever the rank is computing; returns its process id."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def abort(self, reason: str) -> None:
+        """Ends every wait of the running step."""
+        if self._transport is not None:
+            self._transport.abort(reason)
+
+    @ray.method(concurrency_group="mail")
+    def deliver(self, src: int, sequence: int, tag: int, payload: Payload) -> None:
+        """Takes a message that came as a Ray object."""
+        self._mailbox.deliver(src, sequence, tag, payload)
+
+    def _collective(self, wiring: Wiring) -> Transport:
+        host, port = wiring.store
+        transport = CollectiveTransport(
+            join_store(host, port, timeout_s=wiring.timeout_s),
+            rank=self._rank,
+            num_ranks=wiring.num_ranks,
+            lanes=wiring.lanes,
+            device=self._device,
+            timeout_s=wiring.timeout_s,
+        )
+        transport.warm(timeout_s=wiring.timeout_s)
+        return transport
+
+    def _by_objects(self, wiring: Wiring) -> Transport:
+        peers = {
+            rank: partial(_deliver, actor)
+            for rank, actor in wiring.peers.items()
+            if rank != self._rank
+        }
+        return ObjectStoreTransport(self._rank, mailbox=self._mailbox, peers=peers)
+
+    def _trainer(self) -> TrainingRank:
+        if not isinstance(self._worker, TrainingRank):
+            raise RunError(f"rank {self._rank} is not training")
+        return self._worker
+
+
+def _own_address() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's own
+    return address
+
+
+def _deliver(actor: ActorHandle[Any], src: int, sequence: int, tag: int, payload: Payload) -> None:
+    actor.deliver.remote(src, sequence, tag, payload)
+
+
+StageActor = ray.remote(  # type: ignore[call-overload]  # Ray's stub forgets concurrency_groups
+    concurrency_groups={"control": 1, "mail": 1}
+)(Stage)

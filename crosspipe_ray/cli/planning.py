@@ -1,0 +1,272 @@
+"""Commands that need neither torch nor ray: problem, plan, simulate, show, export, schema."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crosspipe_ray.plan import Plan
+    from crosspipe_ray.problem import Problem
+    from crosspipe_ray.timeline import Timeline
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
+
+
+class PlacementName(str, Enum):
+    """Placements by their option values."""
+
+    ONE_PER_RANK = "one_per_rank"
+    WAVE = "wave"
+    LOOP = "loop"
+
+
+class ExportFormat(str, Enum):
+    """Formats of other programs."""
+
+    TORCH_CSV = "torch-csv"
+
+
+class SchemaName(str, Enum):
+    """File formats with a schema."""
+
+    PROBLEM = "problem"
+    PLAN = "plan"
+    CONFIG = "config"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Registers the commands of this file."""
+    for command in (problem, plan, simulate, show, export, schema):
+        app.command()(command)
+
+
+def problem(
+    ranks: Annotated[int, typer.Option(min=1, help="Number of ranks.")],
+    num_microbatches: Annotated[int, typer.Option(min=1)],
+    clusters: Annotated[str, typer.Option(help="Names in pipeline order, by comma.")] = "us,eu",
+    placement: Annotated[PlacementName, typer.Option()] = PlacementName.ONE_PER_RANK,
+    stages_per_rank: Annotated[
+        int | None, typer.Option(min=1, help="Default: 1, or 2 for wave and loop.")
+    ] = None,
+    forward_us: Annotated[float, typer.Option(min=0, help="Per rank.")] = 1000.0,
+    backward_input_us: Annotated[float, typer.Option(min=0)] = 1000.0,
+    backward_weight_us: Annotated[float, typer.Option(min=0)] = 1000.0,
+    activation_bytes: Annotated[int, typer.Option(min=0, help="Per rank.")] = 4000,
+    output_bytes: Annotated[int, typer.Option(min=0, help="Per message.")] = 1_000_000,
+    latency_ratio: Annotated[float, typer.Option(min=0, help="T_lat / T_F between clusters.")] = 0,
+    bandwidth_ratio: Annotated[float, typer.Option(min=0, help="T_bw / T_F between clusters.")] = 0,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="Limit, in microbatches per rank; default: none.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Make a planning problem from a few numbers."""
+    from crosspipe_ray.generator import Recipe, generate
+    from crosspipe_ray.planners.placement import Pattern
+    from crosspipe_ray.problem import problem_json
+
+    pattern = Pattern(placement.value)
+    recipe = Recipe(
+        num_ranks=ranks,
+        num_microbatches=num_microbatches,
+        clusters=tuple(name.strip() for name in clusters.split(","))[:ranks],
+        pattern=pattern,
+        num_stages_per_rank=stages_per_rank or (1 if pattern is Pattern.ONE_PER_RANK else 2),
+        forward_us=forward_us,
+        backward_input_us=backward_input_us,
+        backward_weight_us=backward_weight_us,
+        activation_bytes=activation_bytes,
+        output_bytes=output_bytes,
+        latency_ratio=latency_ratio,
+        bandwidth_ratio=bandwidth_ratio,
+        memory=memory,
+    )
+    _write_json(problem_json(generate(recipe)), output)
+
+
+def plan(
+    problem_file: Annotated[Path | None, typer.Argument(metavar="PROBLEM.json")] = None,
+    method: Annotated[str, typer.Option(help="See --list-methods.")] = "auto",
+    time_limit: Annotated[float, typer.Option(min=0, help="Seconds.")] = 5.0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    output: Output = None,
+    list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
+) -> None:
+    """Plan a problem: the order of every op and message."""
+    from crosspipe_ray.errors import ProblemError
+    from crosspipe_ray.plan import write_plan
+    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.portfolio import Attempt, Budget
+    from crosspipe_ray.planners.portfolio import plan as make_plan
+    from crosspipe_ray.problem import read_problem
+    from crosspipe_ray.report.console import attempts_table
+
+    if list_methods:
+        _print_methods()
+        return
+    if problem_file is None:
+        raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
+    attempts: list[Attempt] = []
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
+    chosen = make_plan(
+        read_problem(problem_file), method=method, budget=budget, on_attempt=attempts.append
+    )
+    console = _console()
+    if len(attempts) > 1:
+        console.print(attempts_table(attempts))
+    _print_plan(console, chosen)
+    if output:
+        write_plan(chosen, output)
+
+
+def simulate(
+    file: Annotated[Path, typer.Argument(metavar="PLAN.json|PROBLEM.json")],
+    schedule: Annotated[
+        Path | None, typer.Option(help="CSV of compute ops to run on a PROBLEM.json.")
+    ] = None,
+) -> None:
+    """Run a plan, or a schedule CSV against a problem, on the clock."""
+    timeline, its_problem = _timeline_of(file, schedule)
+    _print_ranks(_console(), timeline, its_problem)
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    svg: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Also write a Perfetto trace.")] = None,
+) -> None:
+    """Show a plan's timeline."""
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.report.svg import timeline_svg
+    from crosspipe_ray.report.text import timeline_text
+    from crosspipe_ray.report.trace import trace_events
+
+    chosen = read_plan(file)
+    clusters = [rank.cluster for rank in chosen.problem.ranks]
+    panels = [(chosen.method, chosen.timeline)]
+    console = _console()
+    has_colour = console.color_system is not None
+    console.print(
+        timeline_text(chosen.timeline, clusters=clusters, width=console.width, colour=has_colour)
+    )
+    if svg:
+        write_atomically(svg, timeline_svg(panels, clusters=clusters, title=file.name))
+    if trace:
+        write_atomically(trace, json.dumps(trace_events(panels, clusters=clusters)))
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    format_: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.TORCH_CSV,
+    output: Output = None,
+) -> None:
+    """Write a plan's compute ops for another program."""
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.schedule import to_csv
+
+    assert format_ is ExportFormat.TORCH_CSV, "the only format"
+    text = to_csv(read_plan(file).schedule)
+    if output:
+        write_atomically(output, text)
+    else:
+        typer.echo(text, nl=False)
+
+
+def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
+    """Print the JSON schema of a file format."""
+    from pydantic import BaseModel
+
+    from crosspipe_ray.config import Config
+    from crosspipe_ray.plan import PlanFile
+    from crosspipe_ray.problem import Problem
+
+    models: dict[SchemaName, type[BaseModel]] = {
+        SchemaName.PROBLEM: Problem,
+        SchemaName.PLAN: PlanFile,
+        SchemaName.CONFIG: Config,
+    }
+    typer.echo(json.dumps(models[name].model_json_schema(), indent=2))
+
+
+def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
+    from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.problem import read_problem
+    from crosspipe_ray.schedule import read_csv, validate
+    from crosspipe_ray.simulate import simulate as run
+
+    if schedule is None:
+        chosen = read_plan(file)
+        return chosen.timeline, chosen.problem
+    its_problem, order = read_problem(file), read_csv(schedule)
+    validate(its_problem, order)
+    return run(its_problem, order), its_problem
+
+
+def _print_methods() -> None:
+    from crosspipe_ray.planners.portfolio import AUTO, METHODS
+
+    for method in METHODS.values():
+        typer.echo(f"{method.name:12} {method.summary}")
+    typer.echo(f"{AUTO:12} all of these that fit; the shortest wins")
+
+
+def _print_plan(console: Console, chosen: Plan) -> None:
+    timeline = chosen.timeline
+    console.print(
+        f"{chosen.method}: makespan {timeline.makespan_ns / 1e6:.3f} ms, "
+        f"lower bound {chosen.lower_bound_ns / 1e6:.3f} ms (gap {chosen.gap:.2%}, "
+        f"{chosen.status}), "
+        f"bubble {timeline.bubble_ratio:.1%}, planned in {chosen.wall_s:.2f} s",
+        highlight=False,
+    )
+
+
+def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> None:
+    from rich.table import Table
+
+    from crosspipe_ray.report.console import format_bytes
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("rank", "cluster", "busy", "idle", "peak memory", "peak messages"):
+        table.add_column(column, justify="left" if column == "cluster" else "right")
+    for rank, each in enumerate(its_problem.ranks):
+        table.add_row(
+            str(rank),
+            each.cluster,
+            f"{timeline.busy_ns[rank] / 1e6:.3f} ms",
+            f"{timeline.idle_ns[rank] / 1e6:.3f} ms",
+            format_bytes(timeline.peak_memory_bytes[rank]),
+            format_bytes(timeline.peak_message_bytes[rank]),
+        )
+    console.print(table)
+    console.print(
+        f"makespan {timeline.makespan_ns / 1e6:.3f} ms, bubble {timeline.bubble_ratio:.2%}, "
+        f"{len(timeline.sends)} timed messages",
+        highlight=False,
+    )
+
+
+def _write_json(content: object, output: Path | None) -> None:
+    from crosspipe_ray.files import write_atomically
+
+    text = json.dumps(content, indent=1) + "\n"
+    if output:
+        write_atomically(output, text)
+    else:
+        typer.echo(text, nl=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)

@@ -1,0 +1,150 @@
+"""What a run comes to: the figures at its end, on the console and in ``summary.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.portfolio import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Medians over the steps of a run, in seconds; the first steps, while things warm up, left out.
+
+    Attributes:
+        step_s: from the start of a step to the start of the next.
+        makespan_s: from the first op to the last.
+        norm_exchange_s: from the last op of any rank until all know the gradient's norm.
+        optimizer_s: from there until all have updated their weights.
+        bubble_ratio: measured.
+    """
+
+    step_s: float
+    makespan_s: float
+    norm_exchange_s: float
+    optimizer_s: float
+    bubble_ratio: float
+
+    @property
+    def control_s(self) -> float:
+        """What is left of the step: calls, data, and ranks that start late."""
+        return max(0.0, self.step_s - self.makespan_s - self.norm_exchange_s - self.optimizer_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A finished training run.
+
+    Attributes:
+        losses: training loss of every step, nats per token.
+        held_out: loss before and after; None where nothing was evaluated.
+        unigram_entropy: of the training tokens: what a model that only knows frequencies can reach.
+        plan: that was run.
+        attempts: everything that the planner tried.
+        one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
+        notes: what the user should know besides.
+    """
+
+    losses: Sequence[float]
+    held_out: tuple[float, float] | None
+    unigram_entropy: float
+    plan: Plan
+    attempts: Sequence[Attempt]
+    times: StepTimes
+    one_f_one_b_ns: int | None
+    tokens_per_s: float
+    notes: Sequence[str] = ()
+
+
+def headline(summary: RunSummary) -> list[tuple[str, str]]:
+    """The figures that matter, as (name, value)."""
+    times, plan = summary.times, summary.plan
+    planned_s = plan.timeline.makespan_ns / 1e9
+    first, last = summary.losses[0], summary.losses[-1]
+    measured, difference = _ms(times.makespan_s), times.makespan_s / planned_s - 1
+    parts = (
+        f"makespan {measured}",
+        f"norm exchange {_ms(times.norm_exchange_s)}",
+        f"optimizer {_ms(times.optimizer_s)}",
+        f"control {_ms(times.control_s)}",
+    )
+    planned_bubble = plan.timeline.bubble_ratio
+    rows = {
+        "training loss": f"{first:.3f} -> {last:.3f} nats per token",
+        "held-out loss": _held_out(summary),
+        "plan": f"{plan.method} on {len(plan.problem.stages)} stages, {_quality(plan)}",
+        "makespan": f"planned {_ms(planned_s)}, measured {measured} ({difference:+.1%})",
+        "bubble": f"planned {planned_bubble:.1%}, measured {times.bubble_ratio:.1%}",
+        "step": f"{_ms(times.step_s)} = {' + '.join(parts)}",
+        "throughput": f"{summary.tokens_per_s:,.0f} tokens/s",
+        "1F1B would take": _one_f_one_b(summary, planned_s),
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _held_out(summary: RunSummary) -> str:
+    if summary.held_out is None:
+        return ""
+    before, after = summary.held_out
+    entropy = summary.unigram_entropy
+    where = "below" if after <= entropy else "above"
+    return (
+        f"{before:.3f} -> {after:.3f} nats per token, {abs(entropy - after):.3f} {where} the "
+        f"unigram entropy {entropy:.3f}"
+    )
+
+
+def _one_f_one_b(summary: RunSummary, planned_s: float) -> str:
+    if summary.one_f_one_b_ns is None:
+        return ""
+    static_s = summary.one_f_one_b_ns / 1e9
+    return f"{_ms(static_s)} (simulated), {static_s / planned_s:.2f} x the plan"
+
+
+def summary_markdown(summary: RunSummary, *, title: str) -> str:
+    """The whole ``summary.md``."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in headline(summary))
+    attempts = "\n".join(_attempt_row(attempt) for attempt in summary.attempts)
+    notes = "\n".join(f"- {note}" for note in summary.notes)
+    return f"""# {title}
+
+| | |
+|---|---|
+{rows}
+
+![planned over measured](timeline.svg)
+
+`trace.json` opens in Perfetto or chrome://tracing.
+
+## What the planner tried
+
+| method | placement | makespan | |
+|---|---|---|---|
+{attempts}
+
+## Notes
+
+{notes}
+"""
+
+
+def _attempt_row(attempt: Attempt) -> str:
+    if attempt.plan is None:
+        return f"| {attempt.method} | {attempt.placement} | - | {attempt.error} |"
+    timeline = attempt.plan.timeline
+    return (
+        f"| {attempt.method} | {attempt.placement} | {_ms(timeline.makespan_ns / 1e9)} | "
+        f"bubble {timeline.bubble_ratio:.1%} |"
+    )
+
+
+def _quality(plan: Plan) -> str:
+    if plan.status == "proven":
+        return "proven optimal for its placement"
+    return f"at most {plan.gap:.1%} above the lower bound of its placement"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

@@ -1,0 +1,205 @@
+"""The driver of a training run: profile, plan, train, compare. It computes nothing itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from crosspipe_ray.actors.cluster import cluster
+from crosspipe_ray.actors.group import StageGroup, clock_folder, stage_group
+from crosspipe_ray.actors.planner import PlannerActor
+from crosspipe_ray.actors.stage import Emulation, Readiness
+from crosspipe_ray.config import Config
+from crosspipe_ray.engine.links import jitter_of
+from crosspipe_ray.engine.setup import (
+    assignments,
+    check_before_start,
+    check_same_data,
+    complete,
+    one_f_one_b_makespan_ns,
+)
+from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.report.console import RunConsole
+from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
+from crosspipe_ray.training.checkpoint import save_model
+from crosspipe_ray.training.data import read_info
+from crosspipe_ray.training.optimizer import learning_rate
+from crosspipe_ray.training.run_folder import RunFolder
+from crosspipe_ray.training.step_log import StepLog
+
+
+def train(
+    config: Config,
+    console: RunConsole,
+    *,
+    address: str | None = None,
+    plan_file: Path | None = None,
+) -> Path:
+    """Trains a model over the regions of a Ray cluster.
+
+    Args:
+        config: of the run.
+        console: shows what goes on.
+        address: of a Ray cluster; None starts one on this machine, a node per region.
+        plan_file: a plan to use; None profiles and plans.
+
+    Returns:
+        The folder with everything that the run produced.
+
+    Raises:
+        InputError: what was asked for cannot be; nothing has been started or written then.
+        RunError: a rank failed; everything is stopped, what was saved stays.
+    """
+    config = complete(config)
+    check_before_start(config)
+    given = read_plan(plan_file) if plan_file else None
+    if given:
+        assignments(config, given)  # refuses a plan for another run before anything starts
+    settings, regions = config.cluster, config.cluster.rank_regions
+    console.phase(f"starting {len(regions)} ranks in {', '.join(dict.fromkeys(regions))}")
+    with (
+        cluster(regions, label=settings.region_label, address=address),
+        clock_folder() as clock_dir,
+        stage_group(regions, label=settings.region_label, timeout_s=settings.timeout_s) as group,
+    ):
+        return _Run(config, console, group, clock_dir).go(given)
+
+
+class _Run:
+    """One run on ranks that stand ready, from the first profile to the last file."""
+
+    def __init__(
+        self, config: Config, console: RunConsole, group: StageGroup, clock_dir: Path
+    ) -> None:
+        self._config = config
+        self._console = console
+        self._group = group
+        self._clock_dir = clock_dir
+        self._attempts: list[Attempt] = []
+        self._profiled: Problem | None = None
+
+    def go(self, given: Plan | None) -> Path:
+        """Runs everything; returns the folder."""
+        plan = given or self._plan()
+        readiness = self._prepare(plan)
+        folder = RunFolder(self._config, plan)
+        before = self._evaluate()
+        log = self._steps(folder)
+        after = self._evaluate()
+        save_model(self._group.state_dict(), self._config.model, folder.path)
+        self._group.close()
+        held_out = None if before is None or after is None else (before, after)
+        self._report(folder, plan, log, held_out, self._notes(readiness))
+        return folder.path
+
+    def _plan(self) -> Plan:
+        self._console.phase("profiling the layers, all ranks at once")
+        planner: Any = PlannerActor.remote(self._config)
+        profiles = self._group.profile(self._config)
+        self._profiled = ray.get(planner.learn.remote(profiles))
+        self._console.phase(f"planning ({self._config.planner.method})")
+        plan: Plan
+        plan, self._attempts = ray.get(planner.plan.remote())
+        ray.kill(planner)
+        self._console.attempts(self._attempts)
+        return plan
+
+    def _prepare(self, plan: Plan) -> list[Readiness]:
+        """Connects the ranks and builds their stages."""
+        self._console.phase(f"connecting the ranks ({self._config.cluster.transport})")
+        assigned = assignments(self._config, plan)
+        programs = [assignment.program for assignment in assigned]
+        self._group.connect(self._config.cluster.transport, programs, self._emulation(plan.problem))
+        readiness = self._group.train(assigned)
+        check_same_data(rank.dataset_digest for rank in readiness)
+        return readiness
+
+    def _emulation(self, problem: Problem) -> Emulation | None:
+        settings = self._config.cluster
+        if not settings.emulate_links:
+            return None
+        return Emulation(problem, jitter_of(settings), self._config.seed, self._clock_dir)
+
+    def _steps(self, folder: RunFolder) -> StepLog:
+        training, log = self._config.training, StepLog()
+        self._console.phase(f"training {training.num_steps} steps")
+        with self._console.steps(training.num_steps):
+            for index, reports in enumerate(self._group.steps(range(training.num_steps))):
+                step = log.add(reports)
+                folder.add_metrics(
+                    {
+                        "step": index,
+                        "loss": step.loss,
+                        "gradient_norm": step.gradient_norm,
+                        "learning_rate": learning_rate(index, training),
+                        "start_s": (step.start_ns - log.steps[0].start_ns) / 1e9,
+                        "makespan_s": step.timeline.makespan_ns / 1e9,
+                        "norm_exchange_s": step.norm_exchange_s,
+                        "optimizer_s": step.optimizer_s,
+                    }
+                )
+                self._console.step(index, training.num_steps, step.loss)
+        return log
+
+    def _evaluate(self) -> float | None:
+        """Mean held-out loss."""
+        if not self._config.training.num_evaluation_microbatches:
+            return None
+        losses = self._group.evaluate()
+        return fsum(losses) / len(losses)
+
+    def _notes(self, readiness: Sequence[Readiness]) -> list[str]:
+        """What the reader of the summary should know besides the figures."""
+        threads = Counter(rank.host for rank in readiness)
+        cores = {rank.host: rank.num_cores for rank in readiness}
+        host = max(threads, key=lambda name: threads[name] / cores[name])
+        busy = threads[host] * self._config.training.num_threads
+        notes = [
+            f"The fullest host has {busy} busy threads on {cores[host]} cores, "
+            f"{busy / cores[host]:.1f} per core"
+            + (": measured times include waiting for a core." if busy > cores[host] else ".")
+        ]
+        unsplit = sorted(stage for rank in readiness for stage in rank.unsplit_stages)
+        notes += [
+            f"Stage {stage} has no linear layer: its whole backward pass runs in I."
+            for stage in unsplit
+        ]
+        if self._config.cluster.emulate_links:
+            notes.append("The links between regions are emulated inside the transport.")
+        return notes
+
+    def _report(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        log: StepLog,
+        held_out: tuple[float, float] | None,
+        notes: Sequence[str],
+    ) -> None:
+        config, times = self._config, log.times()
+        tokens = config.training.batch_size * config.data.sequence_length
+        summary = RunSummary(
+            losses=log.losses,
+            held_out=held_out,
+            unigram_entropy=read_info(config.data.path).unigram_entropy_nats,
+            plan=plan,
+            attempts=self._attempts,
+            times=times,
+            one_f_one_b_ns=one_f_one_b_makespan_ns(self._profiled or plan.problem),
+            tokens_per_s=tokens / times.step_s,
+            notes=notes,
+        )
+        regions = ", ".join(region.name for region in config.cluster.regions)
+        title = f"{len(config.cluster.rank_regions)} ranks in {regions}: {plan.method}"
+        folder.draw(plan.timeline, log.typical(), title=title)
+        folder.write("summary.md", summary_markdown(summary, title=title))
+        self._console.figures([*headline(summary), ("written to", str(folder.path))])
+        for note in notes:
+            self._console.phase(note)

@@ -1,0 +1,86 @@
+"""Losses and weights are plain PyTorch's, bit for bit, over schedules, ranks and transports."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from crosspipe_ray.engine.transports import LoopbackHub
+from crosspipe_ray.training.model import build_layers
+from tests.contract.oracle import (
+    METHODS,
+    NUM_RANKS,
+    Outcome,
+    body,
+    make_assignments,
+    make_config,
+    plain_pytorch,
+    prepare_data,
+    together,
+    train_rank,
+)
+from tests.contract.rank_processes import RankProcesses, run_body
+
+TIMEOUT_S = 100
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_data(tmp_path_factory.mktemp("oracle"))
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path) -> Outcome:
+    return plain_pytorch(data)
+
+
+@pytest.fixture(scope="module")
+def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankProcesses]:
+    processes = RankProcesses(4, tmp_path_factory.mktemp("ranks"), checks_leaks=False)
+    yield processes
+    assert processes.stop() == "", "a rank writes to stderr"
+
+
+def in_threads(data: Path, num_ranks: int, method: str, *, tie_embeddings: bool = False) -> Outcome:
+    run = body(data, num_ranks, method, tie_embeddings=tie_embeddings)
+    hub = LoopbackHub(num_ranks)
+    with ThreadPoolExecutor(num_ranks) as pool:
+        futures = [pool.submit(run_body, hub.transport(rank), run) for rank in range(num_ranks)]
+        return together([future.result(TIMEOUT_S) for future in futures])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_process_equals_plain_pytorch(data: Path, reference: Outcome, method: str) -> None:
+    train_rank(make_assignments(data, 1, method), None).assert_equals(reference)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("num_ranks", NUM_RANKS[1:])
+def test_loopback_equals_plain_pytorch(
+    data: Path, reference: Outcome, method: str, num_ranks: int
+) -> None:
+    in_threads(data, num_ranks, method).assert_equals(reference)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("num_ranks", NUM_RANKS[1:])
+def test_gloo_equals_plain_pytorch(
+    rank_processes: RankProcesses, data: Path, reference: Outcome, method: str, num_ranks: int
+) -> None:
+    parts = rank_processes.run("plain", num_ranks, body(data, num_ranks, method))
+    together(parts).assert_equals(reference)
+
+
+def test_a_tied_model_is_the_same_for_every_schedule(data: Path) -> None:
+    alone = train_rank(make_assignments(data, 1, "1f1b", tie_embeddings=True), None)
+    in_threads(data, 2, "zb-v", tie_embeddings=True).assert_equals(alone)
+    in_threads(data, 4, "greedy", tie_embeddings=True)  # waves only: planned without complaint
+
+
+def test_training_changes_every_weight(data: Path, reference: Outcome) -> None:
+    config = make_config(data, 1)
+    first = build_layers(config.model, 0, config.model.num_pipeline_layers, seed=config.seed)
+    for name, parameter in first.named_parameters():
+        assert not torch.equal(parameter, reference.weights[name]), name

@@ -1,0 +1,177 @@
+"""What a user sees: output, one line per mistake, exit codes, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosspipe_ray.cli import main
+
+Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+class Command:
+    """Runs ``crosspipe`` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> str:
+        """Its output; it must succeed."""
+        code, out, err = self.run(*arguments)
+        assert code == 0, err
+        return out
+
+    def fails(self, *arguments: str) -> tuple[int, str]:
+        """Its exit code and message; the message is one line, and stdout stays empty."""
+        code, out, err = self.run(*arguments)
+        assert out == ""
+        return code, err
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["crosspipe", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = self._capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def crosspipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def problem_file(crosspipe: Command) -> str:
+    crosspipe("problem", "--ranks", "4", "--num-microbatches", "6", "--memory", "1", "-o", "p.json")
+    return "p.json"
+
+
+@pytest.fixture
+def plan_file(crosspipe: Command, problem_file: str) -> str:
+    crosspipe("plan", problem_file, "--method", "zb-h1", "--output", "plan.json")
+    return "plan.json"
+
+
+def edit(name: str, **changes: object) -> None:
+    content = json.loads(Path(name).read_text())
+    Path(name).write_text(json.dumps(content | changes))
+
+
+def test_plan_simulate_show_export(crosspipe: Command, plan_file: str) -> None:
+    assert "makespan 21.000 ms" in crosspipe("simulate", plan_file)
+    assert crosspipe("show", plan_file, "--svg", "plan.svg").count("rank") == 4
+    assert Path("plan.svg").read_text().startswith("<svg")
+    crosspipe("export", plan_file, "--output", "plan.csv")
+    assert "makespan 21.000 ms" in crosspipe("simulate", "p.json", "--schedule", "plan.csv")
+
+
+def test_auto_shows_what_it_tried_and_takes_the_shortest(
+    crosspipe: Command, problem_file: str
+) -> None:
+    lines = crosspipe("plan", problem_file).splitlines()
+    assert {line.split()[0] for line in lines[1:-1]} == {"1f1b", "zb-h1", "greedy", "gpipe"}
+    assert "does not fit" in next(line for line in lines if line.startswith("gpipe"))
+    assert lines[1].split()[0] == lines[-1].split(":")[0]
+
+
+def test_list_methods(crosspipe: Command) -> None:
+    names = [line.split()[0] for line in crosspipe("plan", "--list-methods").splitlines()]
+    assert names == ["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "greedy", "auto"]
+
+
+@pytest.mark.parametrize("name", ["problem", "plan", "config"])
+def test_schemas_are_json(crosspipe: Command, name: str) -> None:
+    assert json.loads(crosspipe("schema", name))["additionalProperties"] is False
+
+
+def test_negative_latency(crosspipe: Command, problem_file: str) -> None:
+    edit(problem_file, links=[{"src": 0, "dst": 1, "latency_us": -5}])
+    code, message = crosspipe.fails("plan", problem_file)
+    assert code == 2
+    assert "p.json: links.0.latency_us" in message
+    assert message.count("\n") == 1
+
+
+def test_unknown_key_names_the_nearest(crosspipe: Command, problem_file: str) -> None:
+    edit(problem_file, num_microbatch=3)
+    code, message = crosspipe.fails("plan", problem_file)
+    assert (code, "did you mean 'num_microbatches'?" in message) == (2, True)
+
+
+def test_missing_file(crosspipe: Command) -> None:
+    assert crosspipe.fails("plan", "nothing.json") == (
+        2,
+        "error: nothing.json: No such file or directory\n",
+    )
+
+
+def test_memory_below_one_microbatch_is_infeasible(crosspipe: Command) -> None:
+    crosspipe(
+        "problem", "--ranks", "4", "--num-microbatches", "6", "--memory", "0.2", "-o", "p.json"
+    )
+    code, message = crosspipe.fails("plan", "p.json", "--output", "plan.json")
+    assert code == 3
+    assert "rank 0 (us): memory_limit_bytes 3200 is 800 bytes too few" in message
+    assert not Path("plan.json").exists()
+
+
+def test_a_method_on_the_wrong_placement(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("plan", problem_file, "--method", "zb-v")
+    assert code == 2
+    assert "zb-v needs the placement 'wave'" in message
+
+
+def test_no_such_method(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("plan", problem_file, "--method", "magic")
+    assert (code, "'magic': no such method; there are gpipe" in message) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("edited", "reason"),
+    [
+        (lambda ops: ops[:-1], "op 0W5 is missing"),
+        (lambda ops: [*ops, ops[0]], "op 0F0 (position 18): this op"),
+        (lambda ops: [ops[4], *ops[:4], *ops[5:]], "op 0I0 (position 0): backward comes after"),
+    ],
+    ids=["missing", "twice", "order"],
+)
+def test_an_edited_plan_is_refused(
+    crosspipe: Command, plan_file: str, edited: Edit, reason: str
+) -> None:
+    ranks = json.loads(Path(plan_file).read_text())["ranks"]
+    edit(plan_file, ranks=[edited(ranks[0]), *ranks[1:]])
+    code, message = crosspipe.fails("show", plan_file)
+    assert code == 2
+    assert reason in message
+    assert "rank 3:" in message, "the grid is shown"
+
+
+def test_a_rehearsal_needs_a_good_plan_before_anything_starts(
+    crosspipe: Command, plan_file: str
+) -> None:
+    edit(plan_file, makespan_us=1.0)
+    code, message = crosspipe.fails("rehearse", plan_file)
+    assert (code, "makespan_us is 1.000, but its ops take" in message) == (2, True)
+
+
+def test_help_and_planning_import_neither_torch_nor_ray(problem_file: str) -> None:
+    program = f"""
+import sys
+from crosspipe_ray.cli import main
+sys.argv = ["crosspipe", "plan", "{problem_file}"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+assert not {{"torch", "ray", "ortools", "pyarrow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True)

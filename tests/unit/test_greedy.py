@@ -1,0 +1,97 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.errors import InfeasibleError
+from crosspipe_ray.planners.bounds import tail_table_ns
+from crosspipe_ray.planners.greedy import Bias, greedy, list_schedule
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import validate
+from crosspipe_ray.simulate import simulate
+from tests.unit.builders import make_problem, problems, regions_problem
+
+BIASES = st.builds(
+    Bias,
+    patience=st.sampled_from((0.0, 0.5, 1.5)),
+    offset=st.tuples(*[st.integers(-9, 9)] * 3),
+    slope=st.tuples(*[st.integers(-9, 9)] * 3),
+    in_flight=st.sampled_from((0.25, 0.5, 1.0)),
+)
+
+
+def makespan_us(problem: Problem) -> float:
+    return simulate(problem, greedy(problem, time_limit_s=60.0)).makespan_ns / 1000
+
+
+@settings(max_examples=300)
+@given(problems(), BIASES)
+def test_any_urgency_gives_a_valid_schedule(problem: Problem, bias: Bias) -> None:
+    costs = stage_costs(problem)
+    schedule = list_schedule(problem, costs, tail_table_ns(problem, costs), bias)
+    validate(problem, schedule)
+    simulate(problem, schedule)
+
+
+@pytest.mark.parametrize(
+    "placement", [(0, 1, 2, 3), (0, 1, 2, 3, 3, 2, 1, 0), (0, 1, 2, 3) * 3, (0, 0, 1, 1, 0, 1)]
+)
+def test_memory_for_one_microbatch_is_enough(placement: tuple[int, ...]) -> None:
+    num_visits = len(placement) // len(set(placement))
+    problem = make_problem(placement, 6, rank={"memory_limit_bytes": num_visits})
+    validate(problem, greedy(problem))
+
+
+def test_less_memory_than_one_microbatch_is_refused() -> None:
+    with pytest.raises(InfeasibleError, match=r"rank 0 .* 1 bytes too few"):
+        greedy(make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 1}))
+
+
+def test_same_seed_same_schedule() -> None:
+    problem = regions_problem(4, 8, memory=4, latency_us=1.5, occupancy_us=0.5)
+    first, again = (greedy(problem, time_limit_s=60.0, seed=3) for _ in range(2))
+    assert first == again
+
+
+def test_more_iterations_are_never_worse() -> None:
+    problem = regions_problem(4, 8, memory=3, latency_us=1.5, occupancy_us=0.5)
+    few, many = (
+        simulate(problem, greedy(problem, time_limit_s=60.0, iterations=n)) for n in (2, 40)
+    )
+    assert many.makespan_ns <= few.makespan_ns
+
+
+@pytest.mark.parametrize(
+    ("latency_us", "occupancy_us", "wanted_us"), [(0, 0, 55), (0.25, 2, 64.5), (2, 2, 71)]
+)
+def test_known_optima_of_two_regions(
+    latency_us: float, occupancy_us: float, wanted_us: float
+) -> None:
+    problem = regions_problem(8, 16, memory=8, latency_us=latency_us, occupancy_us=occupancy_us)
+    assert makespan_us(problem) <= wanted_us
+
+
+@pytest.mark.parametrize(
+    ("latency_us", "occupancy_us", "optimum_us"),
+    [(0.25, 0.25, 103.5), (2, 0.25, 105.25), (2, 2, 107)],
+)
+def test_known_optima_with_twice_the_memory(
+    latency_us: float, occupancy_us: float, optimum_us: float
+) -> None:
+    problem = regions_problem(8, 32, memory=16, latency_us=latency_us, occupancy_us=occupancy_us)
+    assert makespan_us(problem) == optimum_us
+
+
+def test_known_optimum_of_four_regions() -> None:
+    problem = regions_problem(8, 16, memory=8, latency_us=2, occupancy_us=2, num_clusters=4)
+    assert makespan_us(problem) == 103
+
+
+def test_gathers_are_waited_for() -> None:
+    problem = make_problem((0, 1), 3, stage={"gather_us": 4, "reduce_us": 2})
+    validate(problem, greedy(problem))
+
+
+def test_fused_stages_run_b() -> None:
+    problem = make_problem((0, 1), 3, fused_backward=True)
+    assert {op.kind.name for ops in greedy(problem).ranks for op in ops} == {"F", "B"}

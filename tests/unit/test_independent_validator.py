@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from crosspipe_ray.plan import plan_json
+from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.problem import Problem
+from tests.unit.builders import link, make_problem, problems
+from tests.unit.independent_validator import violations
+
+BUDGET = Budget(iterations=6, time_limit_s=60.0)
+
+
+@settings(max_examples=150)
+@given(problems())
+def test_plans_of_all_methods_hold(problem: Problem) -> None:
+    attempts: list[Attempt] = []
+    plan(problem, budget=BUDGET, on_attempt=attempts.append)
+    for attempt in attempts:
+        if attempt.plan:
+            found = violations(json.loads(json.dumps(plan_json(attempt.plan))))
+            assert not found, attempt.method
+
+
+@pytest.fixture
+def plan_data() -> dict[str, Any]:
+    """A plan in which every kind of entry occurs."""
+    problem = make_problem(
+        (0, 1, 1, 0),
+        3,
+        rank={"memory_limit_bytes": 5},
+        stage={"gather_us": 1, "reduce_us": 1},
+        links=[link(0, 1, 1, 1), link(1, 0, 1, 1)],
+    )
+    data: dict[str, Any] = json.loads(json.dumps(plan_json(plan(problem, budget=BUDGET))))
+    assert not violations(data)
+    return data
+
+
+def drop_weight(data: dict[str, Any]) -> None:
+    data["ranks"][0].pop()
+
+
+def repeat_op(data: dict[str, Any]) -> None:
+    data["ranks"][0].append(data["ranks"][0][-1])
+
+
+def swap_ranks(data: dict[str, Any]) -> None:
+    data["ranks"].reverse()
+
+
+def start_early(data: dict[str, Any]) -> None:
+    entry = next(entry for entry in data["ranks"][1] if entry["op"] == "1F0")
+    entry["start_us"], entry["end_us"] = entry["start_us"] - 1, entry["end_us"] - 1
+
+
+def last_shorter(data: dict[str, Any]) -> None:
+    data["ranks"][1][-1]["end_us"] -= 0.5
+
+
+def swap_microbatches(data: dict[str, Any]) -> None:
+    first, second = (e for e in data["ranks"][0] if e["op"] in ("0F0", "0F1"))
+    first["op"], second["op"] = second["op"], first["op"]
+
+
+def lose_message(data: dict[str, Any]) -> None:
+    data["sends"].pop()
+
+
+def overtake_on_channel(data: dict[str, Any]) -> None:
+    data["sends"][1] |= {key: data["sends"][0][key] for key in ("start_us", "end_us", "arrive_us")}
+
+
+def arrive_early(data: dict[str, Any]) -> None:
+    data["sends"][0]["arrive_us"] -= 1
+
+
+def lose_reduction(data: dict[str, Any]) -> None:
+    data["collectives"].pop()
+
+
+def take_memory(data: dict[str, Any]) -> None:
+    data["problem"]["ranks"][0]["memory_limit_bytes"] = 1
+
+
+def claim_less(data: dict[str, Any]) -> None:
+    data["makespan_us"] -= 1
+
+
+CORRUPTIONS: tuple[tuple[Callable[[dict[str, Any]], None], str], ...] = (
+    (drop_weight, "is missing"),
+    (repeat_op, "an op stands twice"),
+    (swap_ranks, "is on rank"),
+    (start_early, "starts before it can"),
+    (last_shorter, "ns"),
+    (swap_microbatches, "is out of order"),
+    (lose_message, "is missing"),
+    (overtake_on_channel, "messages overlap"),
+    (arrive_early, "a latency after"),
+    (lose_reduction, "is missing or not needed"),
+    (take_memory, "bytes are more than 1"),
+    (claim_less, "makespan_us is not"),
+)
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "complaint"), CORRUPTIONS, ids=[corrupt.__name__ for corrupt, _ in CORRUPTIONS]
+)
+def test_corrupted_plan_is_rejected(
+    plan_data: dict[str, Any], corrupt: Callable[[dict[str, Any]], None], complaint: str
+) -> None:
+    corrupt(plan_data)
+    assert any(complaint in found for found in violations(plan_data))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.planners.placement import Pattern, balanced_cuts, follows, place
+from crosspipe_ray.problem import Problem
+from tests.unit.builders import make_problem
+
+
+def layered(*works_us: float, num_ranks: int = 2, **fields: Any) -> Problem:
+    layers = [
+        {
+            "forward_us": work,
+            "backward_input_us": work,
+            "backward_weight_us": work,
+            "activation_bytes": 10 + index,
+            "freed_by_backward_input_bytes": 1,
+            "output_bytes": 100 + index,
+            "input_gradient_bytes": 200 + index,
+            "weight_bytes": 1000,
+            "optimizer_bytes": 2000,
+        }
+        for index, work in enumerate(works_us)
+    ]
+    data = {"num_microbatches": 4, "ranks": [{}] * num_ranks, "layers": layers, **fields}
+    return Problem.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "visits", "positions"),
+    [
+        (Pattern.ONE_PER_RANK, 1, [0, 1, 2]),
+        (Pattern.WAVE, 2, [0, 1, 2, 2, 1, 0]),
+        (Pattern.LOOP, 2, [0, 1, 2, 0, 1, 2]),
+        (Pattern.LOOP, 3, [0, 1, 2, 0, 1, 2, 0, 1, 2]),
+    ],
+)
+def test_pattern_is_recognised_by_its_positions(
+    pattern: Pattern, visits: int, positions: list[int]
+) -> None:
+    assert pattern.positions(3, visits) == positions
+    problem = make_problem(positions, 2)
+    assert [each for each in Pattern if follows(problem, each)] == [pattern]
+
+
+def test_ranks_may_stand_in_any_order() -> None:
+    assert follows(make_problem((2, 0, 1, 1, 0, 2), 2), Pattern.WAVE)
+    assert not follows(make_problem((2, 0, 1, 1, 2, 0), 2), Pattern.WAVE)
+
+
+def test_other_placements_follow_no_pattern() -> None:
+    assert not any(follows(make_problem((0, 0, 1), 2), pattern) for pattern in Pattern)
+
+
+def test_one_rank_with_two_stages_is_wave_and_loop() -> None:
+    problem = make_problem((0, 0), 2)
+    assert follows(problem, Pattern.WAVE)
+    assert follows(problem, Pattern.LOOP)
+
+
+def test_layers_are_summed_into_stages() -> None:
+    first, second = place(layered(1, 1, 2), Pattern.ONE_PER_RANK, num_stages_per_rank=1).stages
+    assert (first.layers, second.layers) == ((0, 2), (2, 3))
+    assert (first.forward_us, second.forward_us) == (2, 2)
+    assert (first.activation_bytes, first.freed_by_backward_input_bytes) == (21, 2)
+    assert (first.weight_bytes, first.optimizer_bytes) == (2000, 4000)
+
+
+def test_border_of_a_stage_is_that_of_its_outer_layers() -> None:
+    first, second = place(layered(1, 1, 2), Pattern.ONE_PER_RANK, num_stages_per_rank=1).stages
+    assert (first.output_bytes, first.input_gradient_bytes) == (101, 200)
+    assert (second.output_bytes, second.input_gradient_bytes) == (102, 202)
+
+
+def test_placed_problem_has_stages_in_place_of_layers() -> None:
+    placed = place(layered(1, 1, 1, 1), Pattern.WAVE, num_stages_per_rank=2)
+    assert placed.rank_of_stage == (0, 1, 1, 0)
+    assert placed.layers == ()
+
+
+def test_more_stages_than_layers() -> None:
+    with pytest.raises(ProblemError, match=r"4 stages .* are more than the 3 layers"):
+        place(layered(1, 1, 1), Pattern.WAVE, num_stages_per_rank=2)
+
+
+@given(st.data())
+def test_cuts_are_the_best_of_all(data: st.DataObject) -> None:
+    work = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=7))
+    num_parts = data.draw(st.integers(1, len(work)))
+
+    def quality(cuts: list[int]) -> tuple[int, int]:
+        parts = [sum(work[first:end]) for first, end in pairwise(cuts)]
+        return max(parts), sum(part * part for part in parts)
+
+    inner = combinations(range(1, len(work)), num_parts - 1)
+    assert quality(balanced_cuts(work, num_parts)) == min(
+        quality([0, *borders, len(work)]) for borders in inner
+    )
+
+
+def test_heavy_layer_does_not_leave_the_others_uneven() -> None:
+    assert balanced_cuts([10, 1, 1, 1, 1, 1, 1], 3) == [0, 1, 4, 7]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from crosspipe_ray.errors import InfeasibleError, ProblemError
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.problem import Problem
+from tests.unit.builders import UNIT_STAGE, link, make_problem, problems, regions_problem
+
+BUDGET = Budget(iterations=6, time_limit_s=60.0)
+
+
+def layered(num_layers: int, num_ranks: int, **fields: object) -> Problem:
+    data = {
+        "num_microbatches": 4,
+        "ranks": [{} for _ in range(num_ranks)],
+        "layers": [UNIT_STAGE] * num_layers,
+        **fields,
+    }
+    return Problem.model_validate(data)
+
+
+@settings(max_examples=60)
+@given(problems())
+def test_auto_is_the_best_of_its_attempts(problem: Problem) -> None:
+    attempts: list[Attempt] = []
+    best = plan(problem, budget=BUDGET, on_attempt=attempts.append)
+    plans = [attempt.plan for attempt in attempts if attempt.plan]
+    assert best.timeline.makespan_ns == min(made.timeline.makespan_ns for made in plans)
+
+
+@pytest.mark.parametrize(
+    ("placement", "methods"),
+    [
+        ((0, 1), {"gpipe", "1f1b", "zb-h1", "greedy"}),
+        ((0, 1, 1, 0), {"zb-v", "greedy"}),
+        ((0, 1, 0, 1), {"interleaved", "greedy"}),
+        ((0, 0, 1), {"greedy"}),
+    ],
+)
+def test_auto_tries_what_fits_the_placement(placement: tuple[int, ...], methods: set[str]) -> None:
+    attempts: list[Attempt] = []
+    plan(make_problem(placement, 4), budget=BUDGET, on_attempt=attempts.append)
+    assert {attempt.method for attempt in attempts} == methods
+
+
+def test_attempt_that_fails_says_why() -> None:
+    attempts: list[Attempt] = []
+    plan(make_problem((0, 1, 0, 1), 3), budget=BUDGET, on_attempt=attempts.append)
+    reasons = {attempt.method: str(attempt.error) for attempt in attempts if not attempt.plan}
+    assert set(reasons) == {"interleaved"}
+    assert "multiple of the 2 ranks" in reasons["interleaved"]
+
+
+def test_unknown_method_lists_what_there_is() -> None:
+    with pytest.raises(ProblemError, match=r"method '2f2b': no such method; .* greedy, auto"):
+        plan(make_problem((0, 1), 2), method="2f2b")
+
+
+def test_fixed_method_on_another_placement() -> None:
+    with pytest.raises(ProblemError, match="1f1b needs the placement 'one_per_rank'"):
+        plan(make_problem((0, 1, 1, 0), 2), method="1f1b", budget=BUDGET)
+
+
+@pytest.mark.parametrize("method", ["greedy", "auto", "1f1b"])
+def test_memory_below_one_microbatch_names_rank_and_bytes(method: str) -> None:
+    problem = make_problem((0, 1), 2, rank={"memory_limit_bytes": 7}, stage={"activation_bytes": 9})
+    with pytest.raises(InfeasibleError, match=r"rank 0 \(default\): .* 2 bytes too few"):
+        plan(problem, method=method, budget=BUDGET)
+
+
+def test_fixed_method_over_memory_names_rank_and_bytes() -> None:
+    problem = make_problem((0, 1), 4, rank={"memory_limit_bytes": 3})
+    with pytest.raises(InfeasibleError, match=r"gpipe does not fit: rank 0, op 0F3 .* 1 more than"):
+        plan(problem, method="gpipe", budget=BUDGET)
+
+
+def test_auto_finds_what_fits_into_memory() -> None:
+    problem = make_problem((0, 1), 4, rank={"memory_limit_bytes": 1})
+    assert plan(problem, budget=BUDGET).timeline.peak_memory_bytes == (1, 1)
+
+
+def test_received_inputs_over_their_memory_name_rank_and_bytes() -> None:
+    data = make_problem((0, 1), 4, rank={"message_memory_limit_bytes": 999}).model_dump()
+    data["stages"][1]["forward_us"] = 5
+    problem = Problem.model_validate(data)
+    with pytest.raises(InfeasibleError, match=r"rank 1 \(default\) lets 3000 bytes .* 2001 more"):
+        plan(problem, method="gpipe", budget=BUDGET)
+
+
+def test_plan_whose_receives_cannot_be_posted_is_refused() -> None:
+    # No more than one input ever waits, but the lane's order asks for two receives at once.
+    problem = make_problem((0, 1, 1, 0), 3, rank={"message_memory_limit_bytes": 1000})
+    with pytest.raises(InfeasibleError, match=r"rank 1 .* 1000 bytes too few to post 2RECV_B0"):
+        plan(problem, method="zb-v", budget=BUDGET)
+
+
+def test_plan_that_meets_the_bound_is_proven() -> None:
+    made = plan(regions_problem(4, 8), method="zb-h1", budget=BUDGET)
+    assert made.status == "proven"
+    assert made.gap == 0
+
+
+def test_plan_above_the_bound_has_a_gap() -> None:
+    made = plan(regions_problem(4, 8), method="gpipe", budget=BUDGET)
+    assert made.status == "gap"
+    assert made.gap == pytest.approx(33 / 27 - 1)
+
+
+def test_layers_are_placed_for_a_fixed_method() -> None:
+    made = plan(layered(8, 2), method="zb-v", budget=BUDGET)
+    assert made.problem.rank_of_stage == (0, 1, 1, 0)
+    assert [stage.layers for stage in made.problem.stages] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+
+
+def test_every_pattern_is_tried_on_layers() -> None:
+    attempts: list[Attempt] = []
+    plan(layered(8, 2), budget=BUDGET, on_attempt=attempts.append)
+    assert {(a.method, a.placement) for a in attempts if a.method == "greedy"} == {
+        ("greedy", pattern.value) for pattern in Pattern
+    }
+
+
+def test_patterns_may_be_narrowed() -> None:
+    made = plan(layered(8, 2), budget=BUDGET, patterns=[Pattern.ONE_PER_RANK])
+    assert made.problem.rank_of_stage == (0, 1)
+
+
+def test_stages_per_rank_may_be_given() -> None:
+    made = plan(layered(9, 2, num_stages_per_rank=3), budget=BUDGET)
+    assert made.problem.rank_of_stage == (0, 1, 0, 1, 0, 1)
+
+
+def test_method_without_such_a_placement() -> None:
+    with pytest.raises(ProblemError, match="num_stages_per_rank: 1f1b has no placement"):
+        plan(layered(9, 2, num_stages_per_rank=3), method="1f1b", budget=BUDGET)
+
+
+def test_more_stages_than_layers() -> None:
+    with pytest.raises(ProblemError, match=r"4 stages .* are more than the 3 layers"):
+        plan(layered(3, 2), method="zb-v", budget=BUDGET)
+
+
+def test_too_few_layers_for_any_placement() -> None:
+    with pytest.raises(ProblemError, match="are more than the 1 layers"):
+        plan(layered(1, 2), budget=BUDGET)
+
+
+def test_latency_makes_greedy_win() -> None:
+    problem = make_problem((0, 1), 6, links=[link(0, 1, 3, 1), link(1, 0, 3, 1)])
+    made = plan(problem, budget=BUDGET)
+    assert made.timeline.makespan_ns < plan(problem, method="1f1b").timeline.makespan_ns
