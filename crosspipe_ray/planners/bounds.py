@@ -62,9 +62,12 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
     tails = heads_of(mirrored(relaxation, costs))[:, ::-1].reshape(shape)
     durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
     makespan = int((heads + durations[:, :, None] + tails).max())
-    makespan = max(makespan, *(cost.gather_ns + cost.reduce_ns for cost in costs))
-    rank_jobs = list(_rank_jobs(problem, heads, durations, tails))
-    machines = rank_jobs + list(_channel_jobs(costs, heads, durations, tails))
+    makespan = max(makespan, *_collective_loads(problem, costs))
+    machines = [
+        *_rank_jobs(problem, heads, durations, tails),
+        *_channel_jobs(costs, heads, durations, tails),
+        *_reduce_jobs(problem, costs, heads + durations[:, :, None]),
+    ]
     exact = sum(len(jobs[0]) for jobs in machines) <= _MOST_EXACT
     for jobs in machines:
         makespan = max(makespan, jackson_bound(*jobs) if exact else _coarse_bound(*jobs))
@@ -137,6 +140,22 @@ def _rank_jobs(
         chosen = list(stages)
         work = np.repeat(durations[chosen].ravel(), problem.num_microbatches)
         yield heads[chosen].ravel(), work, tails[chosen].ravel()
+
+
+def _collective_loads(problem: Problem, costs: Sequence[StageCosts]) -> Iterator[int]:
+    """Per rank, the work of its data-parallel channel."""
+    for stages in problem.stages_of_rank:
+        yield sum(costs[stage].gather_ns + costs[stage].reduce_ns for stage in stages)
+
+
+def _reduce_jobs(
+    problem: Problem, costs: Sequence[StageCosts], ends: Times
+) -> Iterator[tuple[Times, Times, Times]]:
+    """Per rank, its reductions: from the end of the last W on."""
+    for stages in problem.stages_of_rank:
+        work = np.array([costs[stage].reduce_ns for stage in stages])
+        if work.any():
+            yield ends[list(stages), Kind.W, -1], work, np.zeros_like(work)
 
 
 def _channel_jobs(

@@ -86,7 +86,7 @@ def solve(
     search = _Search(problem, costs, bounds, known, workers=workers, seed=seed, report=on_progress)
     deadline = time.monotonic() + time_limit_s
     patience_s = _FIRST_PATIENCE_S
-    while not search.is_within(gap) and time.monotonic() < deadline:
+    while not (search.is_within(gap) or search.is_stuck) and time.monotonic() < deadline:
         for target in _TARGETS:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or search.attempt(target, time_limit_s=min(patience_s, left_s)):
@@ -119,6 +119,7 @@ class _Search:
         self._bound_ns = bounds.makespan_ns  # of orders without B where the backward is split
         self._is_certain = _splitting_costs_nothing(problem, costs)
         self._order = known
+        self.is_stuck = False
         self._makespan_ns = _makespan_ns(problem, known)
 
     def is_within(self, gap: float) -> bool:
@@ -135,8 +136,12 @@ class _Search:
         _set_parameters(solver, time_limit_s, self._workers, self._seed)
         status = solver.solve(model.model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            self._order = model.order(solver)
-            self._makespan_ns = min(self._makespan_ns, _makespan_ns(self._problem, self._order))
+            order = model.order(solver)
+            makespan_ns = _makespan_ns(self._problem, order)
+            if makespan_ns >= self._makespan_ns:  # ops without duration, which the clock must order
+                self.is_stuck = True
+                return True
+            self._order, self._makespan_ns = order, makespan_ns
         elif status == cp_model.INFEASIBLE:
             # times are multiples of the unit
             self._bound_ns = (limit_ns // model.unit_ns + 1) * model.unit_ns
@@ -199,6 +204,7 @@ class _Model:
         self._ops()
         self._data()
         self._memory()
+        self._reductions()
 
     def order(self, solver: cp_model.CpSolver) -> Order:
         """The order of a solution."""
@@ -308,6 +314,22 @@ class _Model:
                 self._window(stage, limit)
             if len(stages) > 1 or self._parts(stages[0])[0]:
                 self._cumulative(stages, limit)
+
+    def _reductions(self) -> None:
+        """One at a time on a rank's data-parallel channel, after its gathers."""
+        for stages in self._problem.stages_of_rank:
+            costs = [self._costs[stage] for stage in stages]
+            gathered = sum(cost.gather_ns for cost in costs) // self.unit_ns
+            reductions = []
+            for stage, cost in zip(stages, costs, strict=True):
+                if cost.reduce_ns:
+                    size = cost.reduce_ns // self.unit_ns
+                    start = self.model.new_int_var(gathered, max(gathered, self._limit - size), "")
+                    last = (stage, Kind.W, self._problem.num_microbatches - 1)
+                    self.model.add(start >= self._end(last))
+                    self.model.add(start + size <= self._limit)
+                    reductions.append(self.model.new_fixed_size_interval_var(start, size, ""))
+            self.model.add_no_overlap(reductions)
 
     def _parts(self, stage: int) -> tuple[int, int]:
         """Bytes that go back with I and with W; all with the latter where nothing or all goes with I."""

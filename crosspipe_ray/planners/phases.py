@@ -12,7 +12,6 @@ from crosspipe_ray.planners.kernel import Choice, Net, State, run
 from crosspipe_ray.planners.network import Order, fresh_state, net_of, order_of
 from crosspipe_ray.problem import Problem
 
-_NO_CHOICE = Choice((), (), (), 0)
 _F, _I, _W = range(3)
 
 
@@ -25,14 +24,15 @@ def crosspipe_greedy(problem: Problem) -> Order:
     check_memory_suffices(problem)
     net = net_of(problem, stage_costs(problem))
     state = fresh_state(net, problem.num_microbatches)
-    run(net, state, _NO_CHOICE, problem.num_microbatches, _by_phase)
-    return order_of(problem, net, state)
+    equal = Choice([0] * len(state.ready), (), (), 0)
+    run(net, state, equal, problem.num_microbatches, _by_phase)
+    return Order(order_of(problem, net, state).schedule)  # links serve by ready time
 
 
 def _by_phase(
     net: Net, state: State, _: Choice, num_microbatches: int, rank: int, now: int
 ) -> int:
-    """The op to start now; -1: none is ready. FIFO messages need no urgency."""
+    """The op to start now; -1: none is ready."""
     ready = {}
     for row in net.rows[net.first[rank] : net.first[rank + 1]]:
         op = _ready_op(net, state, num_microbatches, rank, row, now)
@@ -40,7 +40,8 @@ def _by_phase(
             kind = row % 3
             if kind not in ready or (kind == _I and row < ready[kind] // num_microbatches):
                 ready[kind] = op
-    return next((ready[kind] for kind in _preference(net, state, num_microbatches, rank) if kind in ready), -1)
+    wanted = _preference(net, state, num_microbatches, rank)
+    return next((ready[kind] for kind in wanted if kind in ready), -1)
 
 
 def _ready_op(
@@ -61,6 +62,8 @@ def _preference(net: Net, state: State, num_microbatches: int, rank: int) -> tup
     """Kinds in the order in which they are wanted."""
     begin = num_microbatches * net.first[rank]
     done = state.order[begin : begin + state.length[rank]]
-    last = next((op // num_microbatches % 3 for op in reversed(done) if op // num_microbatches % 3 != _W), _F)
-    has_run_backward = any(state.done[row] for row in net.rows[net.first[rank] : net.first[rank + 1]] if row % 3 == _I)
-    return (_F, _I, _W) if last == _I or not has_run_backward else (_I, _F, _W)
+    kinds = (op // num_microbatches % 3 for op in reversed(done))
+    last = next((kind for kind in kinds if kind != _W), _F)
+    rows = net.rows[net.first[rank] : net.first[rank + 1]]
+    is_warming_up = not any(state.done[row] for row in rows if row % 3 == _I)
+    return (_F, _I, _W) if last == _I or is_warming_up else (_I, _F, _W)

@@ -79,12 +79,17 @@ _MEANINGS = {
 
 
 def follows(problem: Problem, pattern: Pattern) -> bool:
-    """Whether a problem's stages follow a pattern, in the order of ranks of its first stages."""
-    num_ranks, ranks = len(problem.ranks), problem.rank_of_stage
-    num_visits, left_over = divmod(len(ranks), num_ranks)
-    if left_over or len(set(ranks[:num_ranks])) != num_ranks or not pattern.allows(num_visits):
+    """Whether a problem's stages follow a pattern, in the order in which they visit the ranks."""
+    ranks = problem.rank_of_stage
+    order = list(dict.fromkeys(ranks))
+    regions = region_sizes(problem, order)
+    num_visits, left_over = divmod(len(ranks), len(order))
+    if left_over or not pattern.allows(num_visits):
         return False
-    return [ranks[position] for position in pattern.positions(num_ranks, num_visits)] == list(ranks)
+    if pattern.is_regional and len(regions) == 1:
+        return False  # it is a wave or loop
+    positions = pattern.positions(len(order), num_visits, region_sizes=regions)
+    return [order[position] for position in positions] == list(ranks)
 
 
 def place(

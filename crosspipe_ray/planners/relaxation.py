@@ -100,8 +100,11 @@ def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
         row_of(stage, kind) for stage in reversed(range(num_stages)) for kind in (Kind.I, Kind.W)
     ]
     earliest = [0] * (NUM_KINDS * num_stages)
-    for stage, cost in enumerate(costs):
-        earliest[row_of(stage, Kind.F)] = cost.gather_ns
+    for stages in problem.stages_of_rank:
+        gathered = 0  # a rank gathers for one stage after another, in model order
+        for stage in stages:
+            gathered += costs[stage].gather_ns
+            earliest[row_of(stage, Kind.F)] = gathered if costs[stage].gather_ns else 0
     return Relaxation(
         num_microbatches=problem.num_microbatches,
         durations=tuple(
@@ -176,6 +179,8 @@ def _queued(ready: Times, each_ns: int) -> Times:
 def _raise_by_rank(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) -> None:
     """Every op of the row comes after h plus the work of its predecessors with heads from h on."""
     head = heads[row]
+    if not relaxation.before[row]:
+        return
     cuts = _cuts(heads, [other for other, _ in relaxation.before[row]], num_cuts)
     position = np.arange(1, relaxation.num_microbatches + 1, dtype=np.int64)[:, None]
     work = np.zeros((len(head), len(cuts)), dtype=np.int64)
