@@ -74,10 +74,10 @@ def rehearsed_line(step: int, planned: Timeline, measured: Timeline) -> str:
 def attempts_table(attempts: Sequence[Attempt]) -> Table:
     """Methods and placements by makespan, those that do not fit last."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method")
-    table.add_column("placement")
+    table.add_column("method", no_wrap=True)
+    table.add_column("placement", no_wrap=True)
     for column in ("makespan", "bubble", "peak memory"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for attempt in sorted(attempts, key=_makespan_ns):
         plan = attempt.plan
