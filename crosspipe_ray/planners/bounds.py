@@ -6,7 +6,8 @@ the step). From them:
 - an op alone needs head + duration + tail;
 - a rank needs at least the optimum of its ops as one machine with heads and tails that may be
   preempted (Jackson's rule: always run the released op with the longest tail; optimal, Horn 1974);
-- a channel is such a machine for its messages, whose tails begin with the latency.
+- a channel is such a machine for its messages, whose tails begin with the latency;
+- a rank is idle while its memory is full (`memory_bound`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
+from crosspipe_ray.planners.memory_bound import memory_bound
 from crosspipe_ray.planners.relaxation import (
     NUM_KINDS,
     Times,
@@ -63,6 +65,7 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
     durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
     makespan = int((heads + durations[:, :, None] + tails).max())
     makespan = max(makespan, *_collective_loads(problem, costs))
+    makespan = max(makespan, memory_bound(problem, costs, heads, durations, tails))
     machines = [
         *_rank_jobs(problem, heads, durations, tails),
         *_channel_jobs(costs, heads, durations, tails),
