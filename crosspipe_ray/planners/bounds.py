@@ -1,7 +1,7 @@
 """What no schedule can beat: lower bounds on the makespan, and how far from the end each op is.
 
-`relaxation` gives every op a head (earliest start) and a tail (least time from its end to the end of
-the step). From them:
+`relaxation` gives every op a head (earliest start) and a tail (least time from its end to the end
+of the step). From them:
 
 - an op alone needs head + duration + tail;
 - a rank needs at least the optimum of its ops as one machine with heads and tails that may be
@@ -26,9 +26,9 @@ from crosspipe_ray.planners.relaxation import (
     NUM_KINDS,
     Times,
     heads_of,
+    least_durations,
     mirrored,
     relax,
-    least_durations,
 )
 from crosspipe_ray.problem import Problem
 
@@ -99,7 +99,12 @@ def jackson_bound(heads: Times, durations: Times, tails: Times) -> int:
     8
     """
     in_order = np.argsort(heads, kind="stable")
-    jobs = zip(heads[in_order].tolist(), durations[in_order].tolist(), tails[in_order].tolist(), strict=True)
+    jobs = zip(
+        heads[in_order].tolist(),
+        durations[in_order].tolist(),
+        tails[in_order].tolist(),
+        strict=True,
+    )
     waiting: list[tuple[int, int]] = []  # (-tail, time left)
     now = bound = 0
     for head, duration, tail in jobs:

@@ -1,4 +1,4 @@
-"""Placements worth trying for a problem with layers: patterns, visits per rank, orders of regions."""
+"""Placements worth trying for a problem with layers: patterns, visits, orders of regions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def candidates(problem: Problem, patterns: Sequence[Pattern]) -> list[Candidate]
 
 
 def best_order(problem: Problem) -> tuple[int, ...]:
-    """Ranks cluster by cluster, clusters in the order with the least delay on the way there and back.
+    """Ranks cluster by cluster, clusters in the order with the least delay there and back.
 
     Ranks of a cluster stay in the order of their indices; so does all that is equally good.
     """
@@ -70,7 +70,8 @@ def best_order(problem: Problem) -> tuple[int, ...]:
     if len(names) <= _MOST_ORDERED_CLUSTERS:
         routes = topology_of(problem).routes
         num_bytes = max((layer.output_bytes for layer in problem.layers), default=0)
-        names = list(min(permutations(names), key=lambda row: _delay_ns(row, members, routes, num_bytes)))
+        orders = [list(row) for row in permutations(names)]
+        names = min(orders, key=lambda row: _delay_ns(row, members, routes, num_bytes))
     return tuple(rank for name in names for rank in members[name])
 
 

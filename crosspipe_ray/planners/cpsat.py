@@ -67,7 +67,7 @@ def solve(
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
-    on_progress: Callable[[int, int], None] = lambda makespan_ns, bound_ns: None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Solution:
     """Searches for the shortest schedule.
 
@@ -164,7 +164,7 @@ class _Search:
 def _set_parameters(
     solver: cp_model.CpSolver, time_limit_s: float, workers: int, seed: int
 ) -> None:
-    """Without linear relaxations, which are of no use here; a second worker propagates more per node."""
+    """No linear relaxations: they are of no use here."""
     parameters = solver.parameters
     parameters.max_time_in_seconds = time_limit_s
     parameters.num_workers = workers
@@ -173,7 +173,7 @@ def _set_parameters(
 
 
 def _splitting_costs_nothing(problem: Problem, costs: Sequence[StageCosts]) -> bool:
-    """Whether I and W are never longer than B: then refusing all orders of I and W refuses B too."""
+    """Whether I and W are never longer than B: refusing their orders refuses B's too."""
     return all(
         problem.is_fused(stage)
         or cost.duration_ns[Kind.I] + cost.duration_ns[Kind.W] <= cost.duration_ns[Kind.B]
@@ -278,7 +278,9 @@ class _Model:
             if m:
                 self.model.add(self._starts[stage, kind, m] >= self._end((stage, kind, m - 1)))
             if kind is not Kind.F:
-                self.model.add(self._starts[stage, kind, m] >= self._end((stage, Kind(kind - 1), m)))
+                self.model.add(
+                    self._starts[stage, kind, m] >= self._end((stage, Kind(kind - 1), m))
+                )
             receiver = stage + 1 if kind is Kind.F else stage - 1
             if kind is not Kind.W and 0 <= receiver < len(self._costs):
                 self._message((stage, kind, m), (receiver, kind, m), on_channel)
@@ -299,9 +301,7 @@ class _Model:
         self.model.add(start >= self._end(source))
         self.model.add(self._starts[target] >= start + occupancy + latency)
         if source[2]:
-            self.model.add(
-                start >= self._messages[source[0], source[1], source[2] - 1] + occupancy
-            )
+            self.model.add(start >= self._messages[source[0], source[1], source[2] - 1] + occupancy)
         interval = self.model.new_fixed_size_interval_var(start, occupancy, f"{name}_on_channel")
         on_channel.setdefault(route.channel, []).append(interval)
 
@@ -332,13 +332,13 @@ class _Model:
             self.model.add_no_overlap(reductions)
 
     def _parts(self, stage: int) -> tuple[int, int]:
-        """Bytes that go back with I and with W; all with the latter where nothing or all goes with I."""
+        """Bytes that go back with I and with W (the end of B, where it is fused)."""
         cost = self._costs[stage]
         freed = 0 if self._problem.is_fused(stage) else cost.freed_by_input_bytes
         return freed, cost.activation_bytes - freed
 
     def _window(self, stage: int, limit: int) -> None:
-        """With room for L, F of m comes after the end of W (or B) of m - L; exact if I frees nothing."""
+        """With room for L, F of m comes after W (or B) of m - L; exact if I frees nothing."""
         freed, kept = self._parts(stage)
         if not kept:
             return

@@ -76,7 +76,7 @@ def zb_h1(problem: Problem) -> Schedule:
 
 
 def zb_h2(problem: Problem) -> Schedule:
-    """No rank is ever idle between its first and its last op, for twice the memory (Qi et al., 2024).
+    """No rank is idle between its first and last op, for twice the memory (Qi et al., 2024).
 
     Rank s runs F^(2(p-s)-1), (I F)^2s, (I W F)*, (I W)*, and the W's that are left.
     """
@@ -165,8 +165,8 @@ def _zb_v_rank(problem: Problem, position: int) -> Iterator[Op]:
 def dualpipe_v(problem: Problem) -> Schedule:
     """DualPipe cut in half (DeepSeek; Sea AI Lab, 2025): a wave whose pairs overlap F with B.
 
-    A rank runs one op at a time here, so a pair is F, then B. With fewer than 2 p microbatches it is
-    the schedule of that many, less the ops that are too many.
+    A rank runs one op at a time here, so a pair is F, then B. With fewer than 2 p microbatches it
+    is the schedule of that many, less the ops that are too many.
     """
     _require(problem, "dualpipe-v", Pattern.WAVE)
     return Schedule.of(_dualpipe_v_rank(problem, stages[0]) for stages in problem.stages_of_rank)

@@ -1,4 +1,4 @@
-"""A seeded search over passes of list scheduling (`passes`): keeps the best order, stops at the bound.
+"""A seeded search over passes of list scheduling: keeps the best order, stops at the bound.
 
 An attempt is made of a bias and of tails. Its neighbours have another bias, or tails learned from
 it: gone through backwards in time, an order shows how long the rest of the step really takes from

@@ -21,7 +21,7 @@ class Net(NamedTuple):
         rows: rows by rank.
         rank: per row.
         duration: per row.
-        after: per row, the row of the same rank whose op of the same microbatch comes before; -1: none.
+        after: per row, the row of the rank whose op of the same microbatch comes before; -1: none.
         taken: per row, bytes that an op takes when it starts.
         reserve: per row, bytes that must stay free besides those taken.
         freed: per row, bytes given back at the end.
@@ -113,8 +113,8 @@ def run(
 ) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Events are (time, phase, which): at equal times, messages come to shared channels first (0), then
-    channels choose (1), then ranks (2).
+    Events are (time, phase, which): at equal times, messages come to shared channels first (0),
+    then channels choose (1), then ranks (2).
 
     Args:
         net: the problem.
@@ -158,9 +158,9 @@ def choose(
     for position in range(net.first[rank], net.first[rank + 1]):
         row = net.rows[position]
         microbatch = state.done[row]
-        if microbatch == num_microbatches:
-            continue
-        if net.after[row] >= 0 and state.done[net.after[row]] <= microbatch:
+        if microbatch == num_microbatches or (
+            net.after[row] >= 0 and state.done[net.after[row]] <= microbatch
+        ):
             continue
         op = row * num_microbatches + microbatch
         at, urgency = state.ready[op], choice.urgency[op]
@@ -168,10 +168,7 @@ def choose(
             at = net.gate[row]
         if at >= NEVER or (at <= now and urgency <= best_urgency):
             continue
-        if net.taken[row] > 0 and (
-            state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]
-            or microbatch - state.done[net.closing[row]] >= choice.cap[row]
-        ):
+        if net.taken[row] > 0 and not has_room(net, state, choice, rank, row):
             continue
         if at <= now:
             best, best_urgency = op, urgency
@@ -185,6 +182,13 @@ def choose(
     return best
 
 
+def has_room(net: Net, state: State, choice: Choice, rank: int, row: int) -> bool:
+    """Whether the rank may hold one more microbatch of a row."""
+    if state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]:
+        return False
+    return state.done[row] - state.done[net.closing[row]] < choice.cap[row]
+
+
 def start(
     net: Net,
     state: State,
@@ -194,7 +198,7 @@ def start(
     now: int,
     events: list[tuple[int, int, int]],
 ) -> int:
-    """Starts an op, and sends what it leaves behind where no other row shares its channel; returns its end."""
+    """Starts an op and returns its end; its message goes at once if it has its own channel."""
     row = op // num_microbatches
     end = now + net.duration[row]
     state.busy[rank] = end

@@ -31,8 +31,9 @@ def memory_bound(
     Args:
         problem: with stages.
         costs: of the problem.
-        heads, tails: shape (stages, 3, microbatches).
+        heads: shape (stages, 3, microbatches).
         durations: shape (stages, 3).
+        tails: as heads.
     """
     bound = 0
     for rank, stages in enumerate(problem.stages_of_rank):
@@ -107,4 +108,5 @@ def _most_work(work: Times, taken: Times, capacity: Times, num_microbatches: int
     paid = [(each, num_bytes) for each, num_bytes in by_value if num_bytes]
     num_bytes = np.cumsum([0] + [each * num_microbatches for _, each in paid])
     done = np.cumsum([0] + [each * num_microbatches for each, _ in paid])
-    return np.ceil(np.interp(capacity, num_bytes, done)).astype(np.int64) + free
+    most: Times = np.ceil(np.interp(capacity, num_bytes, done)).astype(np.int64) + free
+    return most

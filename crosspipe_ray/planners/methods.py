@@ -74,7 +74,9 @@ class Method:
         return self.search(problem, bounds_of(problem), budget, None).order.schedule
 
 
-def _fixed(name: str, summary: str, pattern: Pattern, make: Callable[[Problem], Schedule]) -> Method:
+def _fixed(
+    name: str, summary: str, pattern: Pattern, make: Callable[[Problem], Schedule]
+) -> Method:
     return Method(name, summary, pattern, lambda problem, *_: Found(Order(make(problem))))
 
 
@@ -119,9 +121,7 @@ METHODS: dict[str, Method] = {
             fixed.one_forward_one_backward,
         ),
         _fixed("interleaved", "1f1b over stages in a loop", Pattern.LOOP, fixed.interleaved),
-        _fixed(
-            "zb-h1", "split backward in the memory of 1f1b", Pattern.ONE_PER_RANK, fixed.zb_h1
-        ),
+        _fixed("zb-h1", "split backward in the memory of 1f1b", Pattern.ONE_PER_RANK, fixed.zb_h1),
         _fixed("zb-h2", "no bubble, for twice the memory", Pattern.ONE_PER_RANK, fixed.zb_h2),
         _fixed("zb-v", "split backward over stages in a wave", Pattern.WAVE, fixed.zb_v),
         _fixed("dualpipe-v", "DeepSeek's wave, its pairs in turn", Pattern.WAVE, fixed.dualpipe_v),

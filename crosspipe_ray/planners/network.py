@@ -48,15 +48,17 @@ def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
 def mirrored(problem: Problem, costs: Sequence[StageCosts], net: Net) -> Net:
     """The same problem with time running backwards: W opens, F closes, messages go the other way.
 
-    It serves to find out how long the end of the step really takes, so it need not be exact: a link's
-    latency comes after the occupancy here too.
+    It serves to find out how long the end of the step really takes, so it need not be exact: a
+    link's latency comes after the occupancy here too.
     """
     num_rows = len(net.duration)
     sender = [-1] * num_rows
     for row, target in enumerate(net.target):
         if target >= 0:
             sender[target] = row
-    is_last = [row % 3 == 2 or (row % 3 == 1 and problem.is_fused(row // 3)) for row in range(num_rows)]
+    is_last = [
+        row % 3 == 2 or (row % 3 == 1 and problem.is_fused(row // 3)) for row in range(num_rows)
+    ]
     opening = _opening_rows(problem)
     return net._replace(
         after=[opening.get(row, row + 1) for row in range(num_rows)],
@@ -76,8 +78,8 @@ def mirrored(problem: Problem, costs: Sequence[StageCosts], net: Net) -> Net:
 def _opening_rows(problem: Problem) -> dict[int, int]:
     """Rows that open a microbatch in the mirror image, and what they come after.
 
-    On a rank with several stages, the later ones open it after the earlier ones, so that they do not
-    fill the memory that these need.
+    On a rank with several stages, the later ones open it after the earlier ones, so that they do
+    not fill the memory that these need.
     """
     opening = {}
     for stages in problem.stages_of_rank:
@@ -124,17 +126,13 @@ def order_of(problem: Problem, net: Net, state: State) -> Order:
     for rank in range(len(problem.ranks)):
         begin = num_microbatches * net.first[rank]
         ops = state.order[begin : begin + state.length[rank]]
-        ranks.append(
-            [Op(*kinds[op // num_microbatches], op % num_microbatches) for op in ops]
-        )
-    return Order(Schedule.of(ranks), _sends(kinds, net, state, num_microbatches))
+        ranks.append([Op(*kinds[op // num_microbatches], op % num_microbatches) for op in ops])
+    return Order(Schedule.of(ranks), _sends(net, state, num_microbatches))
 
 
-def _sends(
-    kinds: Sequence[tuple[int, Kind]], net: Net, state: State, num_microbatches: int
-) -> tuple[Op, ...] | None:
-    """All timed messages, or None where no channel is shared; those on own channels in microbatch order."""
-    shared = [op for op in state.sends[: state.num_sends[0]]]
+def _sends(net: Net, state: State, num_microbatches: int) -> tuple[Op, ...] | None:
+    """All timed messages; None where no channel is shared."""
+    shared = state.sends[: state.num_sends[0]]
     if not shared:
         return None
     alone = [
@@ -145,7 +143,11 @@ def _sends(
     ]
     send_kinds = (Kind.SEND_F, Kind.SEND_B)
     return tuple(
-        Op(op // num_microbatches // 3, send_kinds[op // num_microbatches % 3], op % num_microbatches)
+        Op(
+            op // num_microbatches // 3,
+            send_kinds[op // num_microbatches % 3],
+            op % num_microbatches,
+        )
         for op in (*shared, *alone)
     )
 
@@ -174,7 +176,7 @@ def _channel_fields(
 
 
 def _rank_fields(problem: Problem, costs: Sequence[StageCosts]) -> dict[str, list[int]]:
-    """The fields of Net that are about ranks; later stages of the model come first, a fused stage has no W."""
+    """The fields of Net that are about ranks; later stages come first, a fused one has no W."""
     held = [
         [
             3 * stage + kind

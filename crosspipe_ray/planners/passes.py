@@ -92,14 +92,15 @@ class ListScheduler:
     def learned_tails(
         self, state: State, *, noise: float, patience: float, goal: float, rng: random.Random
     ) -> Rows:
-        """Times from the start of each op to the end of the step when an order is gone through backwards.
+        """Times from each start to the end of the step when an order is gone through backwards.
 
         What ended last goes first, on the mirrored problem.
 
         Args:
             state: of a forward pass.
             noise: standard deviation of a row's urgency, in mean durations.
-            patience, goal: as in Bias.
+            patience: as in Bias.
+            goal: as in Bias.
             rng: makes the noise.
         """
         net, count = self._mirrored, self._problem.num_microbatches

@@ -1,7 +1,7 @@
 """The paper's greedy (CrossPipe, section 4.2, Algorithm 1), for comparison: it chooses by phase.
 
-The rank that can start an op the earliest goes next. Of the ops that are ready then it takes F while
-it warms up; F and I in turn while it is steady; I before W once its F's are done; and W where
+The rank that can start an op the earliest goes next. Of the ops that are ready then it takes F
+while it warms up; F and I in turn while it is steady; I before W once its F's are done; and W where
 neither F nor I can start. Of several stages, the one that is further on its way goes first.
 """
 
@@ -29,11 +29,9 @@ def crosspipe_greedy(problem: Problem) -> Order:
     return Order(order_of(problem, net, state).schedule)  # links serve by ready time
 
 
-def _by_phase(
-    net: Net, state: State, _: Choice, num_microbatches: int, rank: int, now: int
-) -> int:
+def _by_phase(net: Net, state: State, _: Choice, num_microbatches: int, rank: int, now: int) -> int:
     """The op to start now; -1: none is ready."""
-    ready = {}
+    ready: dict[int, int] = {}  # by kind
     for row in net.rows[net.first[rank] : net.first[rank + 1]]:
         op = _ready_op(net, state, num_microbatches, rank, row, now)
         if op is not None:

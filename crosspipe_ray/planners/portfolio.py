@@ -164,7 +164,7 @@ class _Place:
 
 
 def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterator[Attempt]:
-    """The method that is asked for; where nothing fits, it is tried on what was given, to say why."""
+    """The method that is asked for; it is tried where it does not fit too, to say why."""
     fitting = [place for place in places if place.fits(method)]
     if not fitting:
         fitting = [place for place in places if place.candidate.pattern is None]
@@ -175,12 +175,19 @@ def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterato
 def _try_all(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
     """Every method on every placement for a short time, then the searches where it is promising."""
     quick = [method for method in METHODS.values() if not method.is_search]
-    yield from (place.attempt(each, clock.share(1.0)) for place in places for each in quick if place.fits(each))
+    yield from (
+        place.attempt(each, clock.share(1.0))
+        for place in places
+        for each in quick
+        if place.fits(each)
+    )
     greedy, optimal = METHODS["greedy"], METHODS["optimal"]
     alone = len(places) == 1
     for number, place in enumerate(places):
         share = 1 / 3 if alone else _LOOK_SHARE / (len(places) - number)
-        yield place.attempt(greedy, clock.share(share, iterations=None if alone else _LOOK_ITERATIONS))
+        yield place.attempt(
+            greedy, clock.share(share, iterations=None if alone else _LOOK_ITERATIONS)
+        )
     favourites = _favourites(places)
     for number, place in enumerate(favourites if not alone else ()):
         if not place.is_done:

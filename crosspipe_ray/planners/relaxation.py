@@ -1,4 +1,4 @@
-"""How early and how late each op can be at best: heads and tails over all that must come before or after it.
+"""How early and how late each op can be at best: heads and tails over all that must precede it.
 
 The ops of one stage and kind form a row of M microbatches, which run in order. A head is a lower
 bound on an op's start. Four arguments raise it:
@@ -38,7 +38,7 @@ _SWEEP_WORK = 4_000_000  # of comparisons in the rank argument; fewer h are trie
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Op ``m`` of row ``target`` starts after op ``m - shift`` of row ``source`` has ended, and its message arrived."""
+    """Op ``m`` of row ``target`` waits for op ``m - shift`` of row ``source`` and its message."""
 
     source: int
     target: int
@@ -140,7 +140,7 @@ def mirrored(relaxation: Relaxation, costs: Sequence[StageCosts]) -> Relaxation:
 
 
 def heads_of(relaxation: Relaxation) -> Times:
-    """Lower bounds on starts, shape (rows, microbatches): sweeps until nothing moves or the sweeps are used up."""
+    """Lower bounds on starts, shape (rows, microbatches), by sweeps until nothing moves."""
     num_microbatches, num_rows = relaxation.num_microbatches, len(relaxation.durations)
     heads = np.repeat(np.array(relaxation.earliest, dtype=np.int64)[:, None], num_microbatches, 1)
     size = max(1, sum(map(len, relaxation.before)) * num_microbatches)
@@ -162,9 +162,7 @@ def _raise_row(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) ->
             arrived = ends + durations[edge.source]
             if edge.occupancy_ns:
                 arrived = _queued(arrived, edge.occupancy_ns) + edge.occupancy_ns
-            np.maximum(
-                head[edge.shift :], arrived + edge.latency_ns, out=head[edge.shift :]
-            )
+            np.maximum(head[edge.shift :], arrived + edge.latency_ns, out=head[edge.shift :])
     _raise_by_rank(relaxation, heads, row, num_cuts)
     head[:] = _queued(head, durations[row])
 
@@ -221,7 +219,7 @@ def _message(source: int, target: int, transfer: Transfer | None) -> Edge:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """F of ``m`` at stage ``target`` waits for I of ``m - input`` and W of ``m - weight`` at stage ``source``."""
+    """F ``m`` of ``target`` waits for I ``m - input`` and W ``m - weight`` of ``source``."""
 
     source: int
     target: int
@@ -238,15 +236,17 @@ def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
         together = 0
         for position, target in enumerate(stages):
             together += costs[target].activation_bytes
-            for source in stages[: position + 1]:
-                windows.append(_window(problem, costs, source, target, limit - together))
+            windows += [
+                _window(problem, costs, source, target, limit - together)
+                for source in stages[: position + 1]
+            ]
     return windows
 
 
 def _window(
     problem: Problem, costs: Sequence[StageCosts], source: int, target: int, spare_bytes: int
 ) -> _Window:
-    """With one microbatch of each stage up to ``target`` held, ``spare_bytes`` hold so many more of ``source``."""
+    """With one microbatch of each stage up to ``target`` held, this much more may be held."""
     whole = costs[source].activation_bytes
     kept = 0 if problem.is_fused(source) else whole - costs[source].freed_by_input_bytes
     never = problem.num_microbatches
@@ -273,9 +273,9 @@ def _memory_edges(problem: Problem, windows: Sequence[_Window]) -> list[Edge]:
 class _Precedence:
     """How far back in microbatches each op must have run before another.
 
-    Rows lie on a line: F of stage 0 to F of the last, then I back to stage 0; W hangs off its I. What
-    lies earlier on the line has run (shift 0). From later on it one comes back through a memory edge
-    only; the first stage's lies on the way of all, so one such edge is enough.
+    Rows lie on a line: F of stage 0 to F of the last, then I back to stage 0; W hangs off its I.
+    What lies earlier on the line has run (shift 0). From later on it one comes back through a
+    memory edge only; the first stage's lies on the way of all, so one such edge is enough.
     """
 
     def __init__(self, problem: Problem, windows: Sequence[_Window]) -> None:
@@ -317,7 +317,9 @@ class _Precedence:
         return stage if kind == Kind.F else 2 * len(self._back) - 1 - stage
 
 
-def _before(problem: Problem, windows: Sequence[_Window]) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _before(
+    problem: Problem, windows: Sequence[_Window]
+) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Per row, the rows of its rank that must have run, with their shifts."""
     precedence = _Precedence(problem, windows)
     rows: list[tuple[tuple[int, int], ...]] = []
@@ -326,8 +328,6 @@ def _before(problem: Problem, windows: Sequence[_Window]) -> tuple[tuple[tuple[i
             (other, kind) for other in problem.stages_of_rank[rank] for kind in range(NUM_KINDS)
         ]
         for kind in range(NUM_KINDS):
-            shifts = [
-                (row_of(*other), precedence.shift(other, (stage, kind))) for other in others
-            ]
+            shifts = [(row_of(*other), precedence.shift(other, (stage, kind))) for other in others]
             rows.append(tuple(pair for pair in shifts if pair[1] < precedence.never))
     return tuple(rows)

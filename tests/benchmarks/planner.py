@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from crosspipe_ray.errors import InputError
+from crosspipe_ray.errors import InfeasibleError, InputError
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import METHODS, Budget, plan
@@ -104,19 +104,19 @@ def clusters(num_ranks: int, regions: int, memory: int) -> list[dict[str, object
 
 
 def links(regions: int, delay: tuple[float, float]) -> list[dict[str, object]]:
-    """Neighbours are linked; a direction is one channel."""
+    """All regions are linked; latency grows with the distance in the row."""
     latency, occupancy = delay
     rate = NUM_BYTES / (occupancy * US * 1e-6) if occupancy else None
     return [
         {
             "src": f"r{src}",
             "dst": f"r{dst}",
-            "latency_us": latency * US,
+            "latency_us": abs(src - dst) * latency * US,
             "bandwidth_bytes_per_s": rate,
         }
         for src in range(regions)
-        for dst in (src - 1, src + 1)
-        if 0 <= dst < regions and (latency or occupancy)
+        for dst in range(regions)
+        if src != dst and (latency or occupancy)
     ]
 
 
@@ -145,8 +145,8 @@ def _at(values: list[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def run_placements(time_limit_s: float = 10.0) -> None:
-    """8 ranks x 16, memory 1x: the best placement of layers against one per rank and a global wave."""
+def run_placements(time_limit_s: float = 6.0) -> None:
+    """8 ranks x 16, memory 1x: any placement against one per rank and a global wave."""
     ratios = []
     for regions, delay in SIX_POINTS:
         found = {
@@ -165,7 +165,8 @@ def run_placements(time_limit_s: float = 10.0) -> None:
         ratios.append(times["any"] / min(times["one"], times["wave"]))
         placement = found["any"].problem.rank_of_stage
         print(
-            f"  {regions} regions {delay}: one per rank {times['one']:.2f} ({found['one'].status}), "
+            f"  {regions} regions {delay}: one per rank {times['one']:.2f} "
+            f"({found['one'].status}), "
             f"wave {times['wave']:.2f}, any {times['any']:.2f} on {placement}",
             flush=True,
         )
@@ -174,22 +175,22 @@ def run_placements(time_limit_s: float = 10.0) -> None:
 
 
 def layers_problem(regions: int, delay: tuple[float, float]) -> Problem:
-    """24 equal layers for 8 ranks: 1, 2 or 3 stages on each come out even."""
+    """96 equal layers for 8 ranks: 1 to 4 stages on each come out even."""
     layer = {
-        "forward_us": US / 3,
-        "backward_input_us": US / 3,
-        "backward_weight_us": US / 3,
+        "forward_us": US / 12,
+        "backward_input_us": US / 12,
+        "backward_weight_us": US / 12,
         "activation_bytes": 1000,
         "output_bytes": NUM_BYTES,
     }
     ranks = clusters(8, regions, 1)
     for rank in ranks:
-        rank["memory_limit_bytes"] = 8 * 3 * 1000
+        rank["memory_limit_bytes"] = 8 * 12 * 1000
     return Problem.model_validate(
         {
             "num_microbatches": 16,
             "ranks": ranks,
-            "layers": [layer] * 24,
+            "layers": [layer] * 96,
             "links": links(regions, delay),
         }
     )
@@ -206,12 +207,8 @@ def run_heterogeneous(num_seeds: int) -> None:
             if not method.is_search:
                 try:
                     fixed = plan(problem, method=method.name)
-                except InputError:
-                    continue
-                except Exception as error:  # noqa: BLE001  # too little memory for it
-                    if type(error).__name__ != "InfeasibleError":
-                        raise
-                    continue
+                except (InputError, InfeasibleError):
+                    continue  # another placement, or more memory
                 worse += fixed.timeline.makespan_ns < made.timeline.makespan_ns
     gaps.sort()
     print(
