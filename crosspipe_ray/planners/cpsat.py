@@ -8,7 +8,8 @@ back at once, and a cumulative resource otherwise.
 Target mode: the solver is not asked for the shortest makespan, but for any schedule up to a target
 between the bound and the best known makespan. A schedule lowers the latter, a refusal raises the
 bound, and silence moves the target; so both ends close in, and proofs come early, when a refusal is
-cheap.
+cheap. Where all targets are met with silence, the solver improves the best known order, given as a
+hint, for a while, and is then asked again with more patience.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from crosspipe_ray.planners.relaxation import split_durations
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
+from crosspipe_ray.timeline import Timeline
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 Status = Literal["proven", "gap", "time_limit"]
 Key = tuple[int, Kind, int]  # stage, F I or W (I stands for B too), microbatch
-_FIRST_PATIENCE_S = 0.2
-_TARGETS = (0.5, 0.2, 0.05, 0.0)  # between the bound and the best known makespan
+_FIRST_PATIENCE_S = 0.1
+_TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
+_IMPROVING = 4  # times the patience: for improving the best known order
 _KINDS = (Kind.F, Kind.I, Kind.W)
 
 
@@ -92,7 +95,9 @@ def solve(
             if left_s <= 0 or search.attempt(target, time_limit_s=min(patience_s, left_s)):
                 break
         else:
-            patience_s *= 4
+            left_s = max(0.0, deadline - time.monotonic())
+            search.improve(gap, time_limit_s=min(_IMPROVING * patience_s, left_s))
+            patience_s *= _IMPROVING
     return search.solution(gap)
 
 
@@ -150,6 +155,23 @@ class _Search:
         self._report(self._makespan_ns, self._bound_ns)
         return True
 
+    def improve(self, gap: float, *, time_limit_s: float) -> None:
+        """Looks for the shortest order, starting from the best known one."""
+        from ortools.sat.python import cp_model
+
+        model = _Model(self._problem, self._costs, self._bounds, self._makespan_ns)
+        model.minimize(self._bounds)
+        model.hint(simulate(self._problem, self._order.schedule, send_order=self._order.sends))
+        solver = cp_model.CpSolver()
+        _set_parameters(solver, time_limit_s, self._workers, self._seed)
+        solver.parameters.relative_gap_limit = gap
+        if solver.solve(model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            order = model.order(solver)
+            makespan_ns = _makespan_ns(self._problem, order)
+            if makespan_ns < self._makespan_ns:
+                self._order, self._makespan_ns = order, makespan_ns
+                self._report(self._makespan_ns, self._bound_ns)
+
     def solution(self, gap: float) -> Solution:
         """What was found."""
         within: Status = "gap" if self.is_within(gap) else "time_limit"
@@ -205,6 +227,29 @@ class _Model:
         self._data()
         self._memory()
         self._reductions()
+
+    def minimize(self, bounds: Bounds) -> None:
+        """Asks for the shortest makespan in place of any within the limit."""
+        lowest = min(self._limit, bounds.makespan_ns // self.unit_ns)
+        makespan = self.model.new_int_var(lowest, self._limit, "makespan")
+        for key, start in self._starts.items():
+            tail = int(bounds.tails[key]) // self.unit_ns
+            self.model.add(makespan >= start + self._duration(key) + tail)
+        self.model.minimize(makespan)
+
+    def hint(self, timeline: Timeline) -> None:
+        """Tells the starts of a known order."""
+        for span in (span for spans in timeline.ranks for span in spans):
+            stage, kind, m = span.op
+            assert m is not None, "compute ops have a microbatch"
+            key = stage, Kind.I if kind is Kind.B else kind, m
+            self.model.add_hint(self._starts[key], span.start_ns // self.unit_ns)
+        for message in timeline.sends:
+            stage, kind, m = message.op
+            assert m is not None, "messages have a microbatch"
+            key = stage, Kind.F if kind is Kind.SEND_F else Kind.I, m
+            if key in self._messages:
+                self.model.add_hint(self._messages[key], message.start_ns // self.unit_ns)
 
     def order(self, solver: cp_model.CpSolver) -> Order:
         """The order of a solution."""
