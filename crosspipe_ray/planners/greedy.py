@@ -19,7 +19,7 @@ from crosspipe_ray.planners.passes import Bias, ListScheduler, Rows, Triple
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
-DEFAULT_ITERATIONS = 400
+DEFAULT_ITERATIONS = 200
 _PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.3, 1.6, 2.0, 3.0)
 _GOALS = (0.0, 1.0, 1.0, 1.001, 1.003, 1.01, 1.02, 1.03)
 _STARTS = tuple(

@@ -2,7 +2,8 @@
 
 The rank that can start an op the earliest goes next. Of the ops that are ready then it takes F
 while it warms up; F and I in turn while it is steady; I before W once its F's are done; and W where
-neither F nor I can start. Of several stages, the one that is further on its way goes first.
+it is memory that forbids F, or where neither F nor I can start. Of several stages, the one that is
+further on its way goes first.
 """
 
 from __future__ import annotations
@@ -64,4 +65,12 @@ def _preference(net: Net, state: State, num_microbatches: int, rank: int) -> tup
     last = next((kind for kind in kinds if kind != _W), _F)
     rows = net.rows[net.first[rank] : net.first[rank + 1]]
     is_warming_up = not any(state.done[row] for row in rows if row % 3 == _I)
-    return (_F, _I, _W) if last == _I or is_warming_up else (_I, _F, _W)
+    if last != _I and not is_warming_up:
+        return _I, _F, _W
+    lacks_memory = any(
+        net.taken[row]
+        and state.done[row] < num_microbatches
+        and state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]
+        for row in rows
+    )
+    return (_W, _I, _F) if lacks_memory else (_F, _I, _W)

@@ -30,6 +30,7 @@ AUTO = "auto"
 _LOOK_ITERATIONS = 12
 _LOOK_SHARE = 0.4  # of the time: for a short look at every placement
 _NUM_FAVOURITES = 3
+_LARGE_SHARE = 0.8  # of the time: for greedy on a problem that is too large for the solver
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 
 
@@ -127,6 +128,14 @@ class _Place:
         """Whether nothing shorter can be found here."""
         return self.best is not None and self.best.status == "proven"
 
+    @property
+    def num_ops(self) -> int:
+        """Compute ops at most."""
+        num_stages = len(self.origin.stages) or (
+            self.candidate.num_stages_per_rank * len(self.origin.ranks)
+        )
+        return 3 * num_stages * self.origin.num_microbatches
+
     def fits(self, method: Method) -> bool:
         """Whether the method can be used on this placement."""
         if method.pattern is None:
@@ -174,27 +183,44 @@ def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterato
 
 def _try_all(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
     """Every method on every placement for a short time, then the searches where it is promising."""
-    quick = [method for method in METHODS.values() if not method.is_search]
-    yield from (
-        place.attempt(each, clock.share(1.0))
-        for place in places
-        for each in quick
-        if place.fits(each)
-    )
-    greedy, optimal = METHODS["greedy"], METHODS["optimal"]
-    alone = len(places) == 1
+    if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
+        yield from _try_large(places[0], clock)
+        return
+    for place in places:
+        yield from _try_fixed(place, clock)
+    if len(places) == 1:
+        yield places[0].attempt(METHODS["greedy"], clock.share(1 / 3))
+    else:
+        yield from _look_around(places, clock)
+    for place in _favourites(places)[:1]:
+        if not place.is_done and place.num_ops <= _MOST_SOLVED_OPS:
+            yield place.attempt(METHODS["optimal"], clock.share(1.0))
+
+
+def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
+    """The methods that take no time to speak of."""
+    for method in METHODS.values():
+        if not method.is_search and place.fits(method):
+            yield place.attempt(method, clock.share(1.0))
+
+
+def _try_large(place: _Place, clock: _Clock) -> Iterator[Attempt]:
+    """Even a fixed schedule takes its time here, and greedy is often optimal at once."""
+    yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE))
+    if not place.is_done:
+        yield from _try_fixed(place, clock)
+
+
+def _look_around(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
+    """A short look at every placement, and a longer one at the favourites."""
+    greedy = METHODS["greedy"]
     for number, place in enumerate(places):
-        share = 1 / 3 if alone else _LOOK_SHARE / (len(places) - number)
-        yield place.attempt(
-            greedy, clock.share(share, iterations=None if alone else _LOOK_ITERATIONS)
-        )
+        share = _LOOK_SHARE / (len(places) - number)
+        yield place.attempt(greedy, clock.share(share, iterations=_LOOK_ITERATIONS))
     favourites = _favourites(places)
-    for number, place in enumerate(favourites if not alone else ()):
+    for number, place in enumerate(favourites):
         if not place.is_done:
             yield place.attempt(greedy, clock.share(1 / (len(favourites) - number + 1)))
-    for place in _favourites(places)[:1]:
-        if not place.is_done and _num_ops(place) <= _MOST_SOLVED_OPS:
-            yield place.attempt(optimal, clock.share(1.0))
 
 
 def _favourites(places: Sequence[_Place]) -> list[_Place]:
@@ -206,10 +232,6 @@ def _favourites(places: Sequence[_Place]) -> list[_Place]:
 def _makespan_ns(place: _Place) -> int:
     assert place.best is not None, "only placements with a plan are sorted"
     return place.best.timeline.makespan_ns
-
-
-def _num_ops(place: _Place) -> int:
-    return sum(map(len, place.best.schedule.ranks)) if place.best else 0
 
 
 def _plan_of(
