@@ -93,3 +93,13 @@ def receive_for(op: Op) -> Op | None:
     if op.kind is Kind.W:
         return None
     return Op(op.stage, Kind.RECV_F if op.kind is Kind.F else Kind.RECV_B, op.microbatch)
+
+
+def producers_of(send: Op) -> tuple[Op, ...]:
+    """The ops that may make a SEND's message: F, or either of I and B.
+
+    >>> [str(op) for op in producers_of(Op(1, Kind.SEND_B, 0))]
+    ['1I0', '1B0']
+    """
+    kinds = (Kind.F,) if send.kind is Kind.SEND_F else (Kind.I, Kind.B)
+    return tuple(Op(send.stage, kind, send.microbatch) for kind in kinds)

@@ -74,6 +74,7 @@ def local_regions(rank_regions: Sequence[str], *, label: str) -> Iterator[None]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     nodes = Cluster()
     try:
         for region, num_ranks in Counter(rank_regions).items():

@@ -21,6 +21,7 @@ from crosspipe_ray.actors.failures import explain
 from crosspipe_ray.actors.placement import reserve
 from crosspipe_ray.actors.stage import (
     Emulation,
+    Host,
     Readiness,
     StageActor,
     TransportKind,
@@ -29,7 +30,7 @@ from crosspipe_ray.actors.stage import (
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.training_rank import Assignment
-from crosspipe_ray.errors import RunError
+from crosspipe_ray.errors import ConfigError, RunError
 from crosspipe_ray.lowering import Program, lanes
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
@@ -65,7 +66,17 @@ class StageGroup:
     def connect(
         self, kind: TransportKind, programs: Sequence[Program], emulation: Emulation | None
     ) -> None:
-        """Wires the ranks for the lanes of their programs."""
+        """Wires the ranks for the lanes of their programs.
+
+        Raises:
+            ConfigError: links are to be emulated, but the ranks are on several hosts.
+        """
+        names = sorted({host.name for host in self.hosts()})
+        if emulation and len(names) > 1:
+            raise ConfigError(
+                f"cluster.emulate_links: the ranks are on {', '.join(names)}; links can only be "
+                "emulated between ranks of one host"
+            )
         [store] = self._collect([self._actors[0].open_store.remote(self._timeout_s)])
         wiring = Wiring(
             kind=kind,
@@ -114,6 +125,10 @@ class StageGroup:
     def node_labels(self) -> list[dict[str, str]]:
         """Labels of the node of each rank."""
         return self._call(lambda actor: actor.node_labels.remote())
+
+    def hosts(self) -> list[Host]:
+        """The machine of each rank."""
+        return self._call(lambda actor: actor.host.remote())
 
     def process_ids(self) -> list[int]:
         """Of each rank, on its host."""
@@ -165,7 +180,7 @@ class StageGroup:
         return explain(errors)
 
     def _check_heartbeats(self) -> None:
-        """Asks ranks that take long whether they are alive; a stopped process never says anything."""
+        """Asks ranks that take long whether they are alive: a stopped process says nothing."""
         beats = [actor.heartbeat.remote() for actor in self._actors]
         answered, _ = ray.wait(beats, num_returns=len(beats), timeout=self._timeout_s)
         asked = zip(self._names, beats, strict=True)

@@ -1,7 +1,8 @@
-"""The actor that owns what was measured, and turns it into plans."""
+"""The actor that owns what was measured, and turns it into plans, while the ranks go on."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import ray
@@ -14,15 +15,18 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
 
+_NICENESS = 10
+
 
 class Planner:
-    """Holds a run's problem; plans it on demand.
+    """Holds a run's problem; plans it on demand, behind whatever else its host computes.
 
     Args:
         config: of the run.
     """
 
     def __init__(self, config: Config) -> None:
+        os.nice(_NICENESS)
         self._config = config
         self._problem: Problem | None = None
 

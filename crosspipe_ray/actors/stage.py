@@ -76,12 +76,17 @@ class Readiness:
     Attributes:
         dataset_digest: of the tokens that it reads; None: it reads none.
         unsplit_stages: stages without a linear layer: I does the whole backward pass.
-        host, num_cores: where it runs, and the cores that it may use there.
     """
 
     dataset_digest: str | None
     unsplit_stages: tuple[int, ...]
-    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a rank runs, and the cores that it may use there."""
+
+    name: str
     num_cores: int
 
 
@@ -134,10 +139,7 @@ class Stage:
         """Makes ready to train."""
         worker = TrainingRank(assignment, self._transport, device=self._device)
         self._worker = worker
-        num_cores = len(os.sched_getaffinity(0))
-        return Readiness(
-            worker.dataset_digest, worker.unsplit_stages, socket.gethostname(), num_cores
-        )
+        return Readiness(worker.dataset_digest, worker.unsplit_stages)
 
     @ray.method
     def rehearse(self, problem: Problem, program: Program, timeout_s: float) -> None:
@@ -165,6 +167,11 @@ class Stage:
     def node_labels(self) -> dict[str, Any]:
         """Labels of the node that this rank runs on."""
         return dict(ray.get_runtime_context().get_node_labels())
+
+    @ray.method
+    def host(self) -> Host:
+        """The machine that this rank runs on."""
+        return Host(socket.gethostname(), len(os.sched_getaffinity(0)))
 
     @ray.method
     def close(self) -> None:

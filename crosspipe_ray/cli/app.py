@@ -47,9 +47,10 @@ def main() -> None:
     except CrosspipeError as error:
         _show(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped")
-        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # Typer's answer to Ctrl-C, which says nothing
+            typer.echo("stopped", err=True)
+        raise
 
 
 def _show(error: CrosspipeError) -> None:

@@ -41,7 +41,7 @@ def prepare(
     ] = 0.05,
 ) -> None:
     """Turn text into memory-mapped tokens."""
-    from crosspipe_ray.training.data import prepare as prepare_tokens
+    from crosspipe_ray.training.prepare import prepare as prepare_tokens
     from crosspipe_ray.training.tokens import load_tokenizer
 
     info = prepare_tokens(
@@ -69,13 +69,15 @@ def rehearse(
     svg: Annotated[Path | None, typer.Option(help="Draw planned over measured.")] = None,
 ) -> None:
     """Run a plan on real actors and links, with stages that only sleep."""
-    from crosspipe_ray.actors.rehearsal import rehearse as run
     from crosspipe_ray.files import write_atomically
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.console import rehearsed_line
+    from crosspipe_ray.report.prediction import predictions, predictions_markdown
     from crosspipe_ray.report.svg import timeline_svg
 
-    chosen = read_plan(plan)
+    chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
+    from crosspipe_ray.actors.rehearsal import rehearse as run
+
     timelines = []
     for measured in run(
         chosen,
@@ -87,8 +89,9 @@ def rehearse(
     ):
         timelines.append(measured)
         typer.echo(rehearsed_line(len(timelines), chosen.timeline, measured))
+    clusters = [rank.cluster for rank in chosen.problem.ranks]
+    typer.echo(predictions_markdown(predictions(chosen.timeline, timelines, clusters=clusters)))
     if svg:
-        clusters = [rank.cluster for rank in chosen.problem.ranks]
         panels = [("planned", chosen.timeline), ("measured", timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
 
@@ -111,7 +114,7 @@ def train(
     from crosspipe_ray.config import load_config
     from crosspipe_ray.report.console import RunConsole
 
-    run = load_config(config, overrides=overrides or ())
+    run = load_config(config, overrides=overrides or ())  # likewise
     from crosspipe_ray.training.trainer import train as run_training
 
     run_training(run, RunConsole(Console()), address=address, plan_file=plan)

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's stub forgets it
 
 from crosspipe_ray.config import load_config
 from crosspipe_ray.engine.board import Board
@@ -33,7 +32,13 @@ from crosspipe_ray.engine.setup import (
     profile_run,
 )
 from crosspipe_ray.engine.training_rank import TrainingRank
-from crosspipe_ray.engine.transports import CollectiveTransport, join_store
+from crosspipe_ray.engine.transports import (
+    CollectiveTransport,
+    Transport,
+    host_store,
+    join_store,
+)
+from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.lowering import Program, lanes, lower
 from crosspipe_ray.measured import StepReport, measured_timeline
@@ -61,6 +66,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="torchrun -m crosspipe_ray.engine", description=__doc__)
     parser.add_argument("file", type=Path, help="a plan (.json) or a configuration (.yaml)")
     parser.add_argument("--steps", type=int, default=3, help="steps of a rehearsal")
+    parser.add_argument("--real-links", action="store_true", help="emulate none in a rehearsal")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parser.parse_args()
 
@@ -70,10 +76,11 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     _check_num_ranks(num_ranks, len(plan.problem.ranks), options.file)
     programs = lower(plan.problem, plan.timeline)
     with ExitStack() as stack:
-        board = Board(_store(), rank=rank, num_ranks=num_ranks)
-        inner = _connect(stack, board, programs, torch.device("cpu"))
-        folder = _shared_folder(stack, board)
-        transport = shaped(inner, plan.problem, clock_dir=folder) if inner else None
+        board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
+        transport: Transport | None = _connect(stack, board, programs, torch.device("cpu"))
+        if transport and not options.real_links:
+            folder = _shared_folder(stack, board)
+            transport = shaped(transport, plan.problem, clock_dir=folder)
         worker = RehearsalRank(plan.problem, programs[rank], transport, timeout_s=_TIMEOUT_S)
         for index in range(options.steps):
             board.wait_for_all()
@@ -85,7 +92,7 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     _check_num_ranks(num_ranks, len(config.cluster.rank_regions), options.file)
     device = rank_device(int(os.environ["LOCAL_RANK"]))
     with ExitStack() as stack:
-        board = Board(_store(), rank=rank, num_ranks=num_ranks)
+        board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
         profiles = board.gather(profile_run(config, device=device))
         plan = board.from_first(lambda: plan_of(config, problem_of(config, profiles)))
         assigned = assignments(config, plan)
@@ -103,9 +110,11 @@ def _check_num_ranks(actual: int, wanted: int, file: Path) -> None:
         raise ConfigError(f"{file}: has {wanted} ranks, torchrun started {actual}")
 
 
-def _store() -> TCPStore:
-    """The store that torchrun's agent hosts."""
+def _store(rank: int) -> TCPStore:
+    """The store that torchrun's agent hosts; rank 0 does where ranks are started by hand."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return host_store(host, port=port, timeout_s=_TIMEOUT_S)
     return join_store(host, port, timeout_s=_TIMEOUT_S)
 
 
@@ -116,7 +125,7 @@ def _connect(
     if board.num_ranks == 1:
         return None
     transport = CollectiveTransport(
-        _store(),
+        board.store,
         rank=board.rank,
         num_ranks=board.num_ranks,
         lanes=lanes(programs),

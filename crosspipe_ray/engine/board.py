@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import TypeVar
 
-from torch.distributed.distributed_c10d import Store
+from crosspipe_ray.engine.transports.communicators import TCPStore
 
 Value = TypeVar("Value")
 
@@ -21,23 +21,23 @@ class Board:
         num_ranks: of the run.
     """
 
-    def __init__(self, store: Store, *, rank: int, num_ranks: int) -> None:
+    def __init__(self, store: TCPStore, *, rank: int, num_ranks: int) -> None:
         self.rank = rank
         self.num_ranks = num_ranks
-        self._store = store
+        self.store = store
         self._turn = 0
 
     def gather(self, value: Value) -> list[Value]:
         """Every rank's value, at every rank; waits for all, at most the store's timeout."""
         self._turn += 1
-        self._store.set(f"board/{self._turn}/{self.rank}", _text(value))
+        self.store.set(f"board/{self._turn}/{self.rank}", _text(value))
         return [self._read(rank) for rank in range(self.num_ranks)]
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What rank 0 makes, at every rank; an exception there is raised everywhere."""
         self._turn += 1
         if self.rank == 0:
-            self._store.set(f"board/{self._turn}/0", _text(_outcome(make)))
+            self.store.set(f"board/{self._turn}/0", _text(_outcome(make)))
         made: Value | Exception = self._read(0)
         if isinstance(made, Exception):
             raise made
@@ -48,7 +48,7 @@ class Board:
         self.gather(None)
 
     def _read(self, rank: int):  # type: ignore[no-untyped-def]  # as typed as a pickle is
-        text = self._store.get(f"board/{self._turn}/{rank}")
+        text = self.store.get(f"board/{self._turn}/{rank}")
         return pickle.loads(base64.b64decode(text))
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.timeline import Timeline
@@ -78,11 +79,12 @@ def attempts_table(attempts: Sequence[Attempt]) -> Table:
     table.add_column("placement", no_wrap=True)
     for column in ("makespan", "bubble", "peak memory"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column()  # gives way first on a narrow terminal
     for attempt in sorted(attempts, key=_makespan_ns):
         plan = attempt.plan
         if plan is None:
-            table.add_row(attempt.method, attempt.placement, "-", "-", "-", str(attempt.error))
+            reason = Text(str(attempt.error), no_wrap=True, overflow="ellipsis")
+            table.add_row(attempt.method, attempt.placement, "-", "-", "-", reason)
             continue
         timeline = plan.timeline
         table.add_row(

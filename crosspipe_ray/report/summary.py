@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.report.prediction import Prediction, predictions_markdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,11 @@ class StepTimes:
 
     @property
     def control_s(self) -> float:
-        """What is left of the step: calls, data, and ranks that start late."""
-        return max(0.0, self.step_s - self.makespan_s - self.norm_exchange_s - self.optimizer_s)
+        """What is left of the step: calls, data, ranks that start late.
+
+        Below 0 where the first ranks start the next step while the last ones still exchange norms.
+        """
+        return self.step_s - self.makespan_s - self.norm_exchange_s - self.optimizer_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class RunSummary:
         unigram_entropy: of the training tokens: what a model that only knows frequencies can reach.
         plan: that was run.
         attempts: everything that the planner tried.
+        predictions: planned against measured.
         one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
         notes: what the user should know besides.
     """
@@ -55,6 +60,7 @@ class RunSummary:
     times: StepTimes
     one_f_one_b_ns: int | None
     tokens_per_s: float
+    predictions: Sequence[Prediction]
     notes: Sequence[str] = ()
 
 
@@ -68,7 +74,9 @@ def headline(summary: RunSummary) -> list[tuple[str, str]]:
         f"makespan {measured}",
         f"norm exchange {_ms(times.norm_exchange_s)}",
         f"optimizer {_ms(times.optimizer_s)}",
-        f"control {_ms(times.control_s)}",
+        f"control {_ms(times.control_s)}"
+        if times.control_s >= 0
+        else f"(overlap with the next step {_ms(times.control_s)})",
     )
     planned_bubble = plan.timeline.bubble_ratio
     rows = {
@@ -117,6 +125,13 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
 ![planned over measured](timeline.svg)
 
 `trace.json` opens in Perfetto or chrome://tracing.
+
+## Planned against measured
+
+The plan was made from a profile before the run; medians over the steps. A message takes from
+ready to arrived.
+
+{predictions_markdown(summary.predictions)}
 
 ## What the planner tried
 

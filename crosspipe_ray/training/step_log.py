@@ -72,6 +72,10 @@ class StepLog:
         by_makespan = sorted(self._warm(), key=lambda step: step.timeline.makespan_ns)
         return by_makespan[len(by_makespan) // 2].timeline
 
+    def timelines(self) -> list[Timeline]:
+        """Of all steps but the first ones, while things warm up."""
+        return [step.timeline for step in self._warm()]
+
     def times(self) -> StepTimes:
         """Medians; a step lasts until the next one starts, so the last has no length of its own."""
         warm = self._warm()

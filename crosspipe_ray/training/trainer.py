@@ -27,6 +27,7 @@ from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.report.console import RunConsole
+from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
 from crosspipe_ray.training.checkpoint import save_model
 from crosspipe_ray.training.data import read_info
@@ -94,9 +95,10 @@ class _Run:
         log = self._steps(folder)
         after = self._evaluate()
         save_model(self._group.state_dict(), self._config.model, folder.path)
+        notes = self._notes(readiness)
         self._group.close()
         held_out = None if before is None or after is None else (before, after)
-        self._report(folder, plan, log, held_out, self._notes(readiness))
+        self._report(folder, plan, log, held_out, notes)
         return folder.path
 
     def _plan(self) -> Plan:
@@ -157,14 +159,15 @@ class _Run:
 
     def _notes(self, readiness: Sequence[Readiness]) -> list[str]:
         """What the reader of the summary should know besides the figures."""
-        threads = Counter(rank.host for rank in readiness)
-        cores = {rank.host: rank.num_cores for rank in readiness}
-        host = max(threads, key=lambda name: threads[name] / cores[name])
-        busy = threads[host] * self._config.training.num_threads
+        hosts = self._group.hosts()
+        threads = Counter(host.name for host in hosts)
+        cores = {host.name: host.num_cores for host in hosts}
+        fullest = max(threads, key=lambda name: threads[name] / cores[name])
+        busy = threads[fullest] * self._config.training.num_threads
         notes = [
-            f"The fullest host has {busy} busy threads on {cores[host]} cores, "
-            f"{busy / cores[host]:.1f} per core"
-            + (": measured times include waiting for a core." if busy > cores[host] else ".")
+            f"The fullest host has {busy} busy threads on {cores[fullest]} cores, "
+            f"{busy / cores[fullest]:.1f} per core"
+            + (": measured times include waiting for a core." if busy > cores[fullest] else ".")
         ]
         unsplit = sorted(stage for rank in readiness for stage in rank.unsplit_stages)
         notes += [
@@ -194,6 +197,9 @@ class _Run:
             times=times,
             one_f_one_b_ns=one_f_one_b_makespan_ns(self._profiled or plan.problem),
             tokens_per_s=tokens / times.step_s,
+            predictions=predictions(
+                plan.timeline, log.timelines(), clusters=config.cluster.rank_regions
+            ),
             notes=notes,
         )
         regions = ", ".join(region.name for region in config.cluster.regions)

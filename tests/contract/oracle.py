@@ -16,7 +16,7 @@ from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Budget, plan
-from crosspipe_ray.training.data import TokenDataset, prepare
+from crosspipe_ray.training.data import TokenDataset
 from crosspipe_ray.training.model import build_layers, next_token_loss
 from crosspipe_ray.training.optimizer import (
     build_optimizer,
@@ -26,6 +26,7 @@ from crosspipe_ray.training.optimizer import (
     set_learning_rate,
     squared_norms,
 )
+from crosspipe_ray.training.prepare import prepare
 from crosspipe_ray.training.tokens import load_tokenizer
 
 NUM_STEPS = 3

@@ -16,24 +16,12 @@ from tests.contract.oracle import (
     body,
     make_assignments,
     make_config,
-    plain_pytorch,
-    prepare_data,
     together,
     train_rank,
 )
 from tests.contract.rank_processes import RankProcesses, run_body
 
 TIMEOUT_S = 100
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_data(tmp_path_factory.mktemp("oracle"))
-
-
-@pytest.fixture(scope="module")
-def reference(data: Path) -> Outcome:
-    return plain_pytorch(data)
 
 
 @pytest.fixture(scope="module")

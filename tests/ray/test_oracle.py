@@ -15,22 +15,10 @@ from tests.contract.oracle import (
     NUM_STEPS,
     Outcome,
     make_assignments,
-    plain_pytorch,
-    prepare_data,
 )
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_data(tmp_path_factory.mktemp("oracle"))
-
-
-@pytest.fixture(scope="module")
-def reference(data: Path) -> Outcome:
-    return plain_pytorch(data)
 
 
 @contextmanager

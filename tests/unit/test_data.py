@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.training.data import Split, TokenDataset, _permutation, prepare, read_info
+from crosspipe_ray.training.data import Split, TokenDataset, _permutation, read_info
+from crosspipe_ray.training.prepare import prepare
 from crosspipe_ray.training.tokens import ByteTokenizer, FileTokenizer, load_tokenizer
 
 

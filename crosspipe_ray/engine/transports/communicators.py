@@ -28,15 +28,16 @@ _LONGEST_WAIT = timedelta(days=7)
 _UNUSED_TAG = 2**31 - 1
 
 
-def host_store(host: str, *, timeout_s: float) -> TCPStore:
-    """Opens the meeting point of a run on a free port of this machine, ``store.port``.
+def host_store(host: str, *, port: int = 0, timeout_s: float) -> TCPStore:
+    """Opens the meeting point of a run on this machine.
 
     Args:
         host: address of this machine that the other ranks reach.
+        port: 0 takes a free one, ``store.port``.
         timeout_s: longest wait for a peer to show up.
     """
     timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout)
 
 
 def join_store(host: str, port: int, *, timeout_s: float) -> TCPStore:

@@ -1,0 +1,57 @@
+"""The engine without Ray: ``torchrun -m crosspipe_ray.engine`` rehearses and trains."""
+
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import yaml
+
+from crosspipe_ray.generator import Recipe, generate
+from crosspipe_ray.plan import write_plan
+from crosspipe_ray.planners.portfolio import plan
+from tests.contract.oracle import make_config, plain_pytorch, prepare_data
+
+TIMEOUT_S = 100
+
+
+def torchrun(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "crosspipe_ray.engine", str(file), *options],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    recipe = Recipe(num_ranks=2, num_microbatches=4, latency_ratio=1.0, output_bytes=1000)
+    write_plan(plan(generate(recipe)), tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def test_rehearses_a_plan(plan_file: Path) -> None:
+    done = torchrun(plan_file, "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["step 1", "step 2"]
+
+
+def test_trains_to_the_losses_of_plain_pytorch(tmp_path: Path) -> None:
+    data = prepare_data(tmp_path)
+    config = make_config(data, 2).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    done = torchrun(tmp_path / "run.yaml", "--set", "cluster.emulate_links=true")
+    assert done.returncode == 0, done.stderr
+    losses = [line.rsplit("loss ")[1] for line in done.stdout.splitlines()]
+    assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
+
+
+def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    write_plan(plan(generate(Recipe(num_ranks=4, num_microbatches=4))), tmp_path / "plan.json")
+    done = torchrun(tmp_path / "plan.json")
+    assert done.returncode != 0
+    assert "plan.json: has 4 ranks, torchrun started 2" in done.stderr

@@ -1,0 +1,30 @@
+from crosspipe_ray.generator import Recipe, generate
+from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.report.prediction import predictions, predictions_markdown
+from crosspipe_ray.simulate import simulate
+
+CLUSTERS = ("us", "us", "eu", "eu")
+RECIPE = Recipe(num_ranks=4, num_microbatches=4, latency_ratio=1.0, bandwidth_ratio=0.5)
+
+
+def test_a_run_as_planned_has_no_error() -> None:
+    timeline = plan(generate(RECIPE), method="zb-h1").timeline
+    rows = predictions(timeline, [timeline], clusters=CLUSTERS)
+    assert {row.error for row in rows} == {0.0}
+    assert [row.group for row in rows] == ["makespan", *["op"] * 3, *["message"] * 2, *["rank"] * 4]
+
+
+def test_slower_links_show_in_messages_and_makespan_only() -> None:
+    made = plan(generate(RECIPE), method="1f1b")
+    slow = generate(Recipe(num_ranks=4, num_microbatches=4, latency_ratio=2.5, bandwidth_ratio=0.5))
+    rows = predictions(made.timeline, [simulate(slow, made.schedule)], clusters=CLUSTERS)
+    errors = {(row.group, row.name): row.error for row in rows}
+    assert errors["message", "us -> eu"] == 1500 / 3000 - 1
+    assert errors["makespan", ""] < 0
+    assert errors["op", "B"] == errors["rank", "0 busy"] == 0.0
+
+
+def test_the_table_has_a_line_for_each_figure() -> None:
+    timeline = plan(generate(RECIPE), method="zb-h1").timeline
+    rows = predictions(timeline, [timeline], clusters=CLUSTERS)
+    assert len(predictions_markdown(rows).splitlines()) == 2 + len(rows)
