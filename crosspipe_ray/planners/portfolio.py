@@ -31,6 +31,7 @@ _LOOK_ITERATIONS = 12
 _LOOK_SHARE = 0.4  # of the time: for a short look at every placement
 _NUM_FAVOURITES = 3
 _LARGE_SHARE = 0.8  # of the time: for greedy on a problem that is too large for the solver
+_MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 
 
@@ -189,7 +190,8 @@ def _try_all(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
     for place in places:
         yield from _try_fixed(place, clock)
     if len(places) == 1:
-        yield places[0].attempt(METHODS["greedy"], clock.share(1 / 3))
+        is_small = places[0].num_ops <= _MOST_EASY_OPS
+        yield places[0].attempt(METHODS["greedy"], clock.share(1 / 3 if is_small else 3 / 4))
     else:
         yield from _look_around(places, clock)
     for place in _favourites(places)[:1]:

@@ -17,7 +17,8 @@ def layered(clusters: str, num_layers: int, **fields: object) -> Problem:
 
 def test_region_patterns_stay_in_a_region() -> None:
     problem = layered("aabb", 8)
-    made = {each.name: each.placed(problem).rank_of_stage for each in candidates(problem, [*Pattern])}
+    tried = candidates(problem, [*Pattern])
+    made = {each.name: each.placed(problem).rank_of_stage for each in tried}
     assert made == {
         "one_per_rank": (0, 1, 2, 3),
         "wave": (0, 1, 2, 3, 3, 2, 1, 0),
