@@ -141,8 +141,6 @@ def _go_into_background(name: str) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for source, target in ((nothing, 0), (nothing, 1), (log, 2)):
         os.dup2(source, target)
-    with suppress(PermissionError):  # it only makes the delays more exact
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 if __name__ == "__main__":

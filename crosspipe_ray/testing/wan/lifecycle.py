@@ -85,13 +85,13 @@ def _update(name: str, **changes: object) -> None:
 def _sweep() -> None:
     """Removes every WAN that somebody has left behind."""
     for name in state.names():
-        known = state.read(name)
+        known = state.read_lives(name)
         if known is None or known.is_orphan:
             _remove(name)
 
 
 def _remove(name: str) -> None:
-    known = state.read(name)
+    known = state.read_lives(name)
     if known is not None and known.emulator is not None:
         _end(known.emulator)
     left = namespaces.with_prefix(_prefix(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import yaml
@@ -162,18 +162,20 @@ def load_spec(path: Path) -> WanSpec:
     return parse_model(WanSpec, raw, source=str(path), error=InputError)
 
 
-def mesh(*region_names: str, **settings: float) -> WanSpec:
-    """Regions of one host each, all links alike.
+def mesh(*region_names: str, **settings: float | str | None) -> WanSpec:
+    """Regions of one host each, with links that are all alike.
 
     Args:
         region_names: at least one.
-        settings: fields of ``LinkSettings``.
+        settings: fields of ``Link``.
+
+    Raises:
+        InputError: names the field that is wrong.
     """
-    pairs = [
-        (src, dst) for index, src in enumerate(region_names) for dst in region_names[index + 1 :]
-    ]
     raw = {
         "regions": [{"name": name} for name in region_names],
-        "links": [{"src": src, "dst": dst, **settings} for src, dst in pairs],
+        "links": [
+            {"src": src, "dst": dst, **settings} for src, dst in combinations(region_names, 2)
+        ],
     }
     return parse_model(WanSpec, raw, source="wan", error=InputError)

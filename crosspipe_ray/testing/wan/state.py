@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -17,6 +18,8 @@ from crosspipe_ray.testing.wan.spec import WanSpec
 
 _ROOT = Path("/run/crosspipe-wan")
 _STATE = "state.json"
+
+State = TypeVar("State", bound="Lives")
 
 
 class Process(BaseModel, frozen=True):
@@ -41,25 +44,33 @@ class Process(BaseModel, frozen=True):
         return _start_ticks(self.pid) == self.started
 
 
-class WanState(BaseModel, frozen=True):
+class Lives(BaseModel, frozen=True):
+    """The processes that a WAN needs. Readable also where another version wrote it.
+
+    Attributes:
+        owner: the WAN is of no use without it; None: until ``down``.
+        emulator: None: not started yet.
+    """
+
+    owner: Process | None
+    emulator: Process | None = None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether one of them is gone."""
+        return any(each and not each.is_alive for each in (self.owner, self.emulator))
+
+
+class WanState(Lives, frozen=True):
     """A WAN that is up, being made, or left behind.
 
     Attributes:
         spec: as it was asked for.
-        owner: the WAN is of no use without it; None: until ``down``.
-        emulator: None: not started yet.
         ray_address: of the head node, if Ray runs in it.
     """
 
     spec: WanSpec
-    owner: Process | None
-    emulator: Process | None = None
     ray_address: str | None = None
-
-    @property
-    def is_orphan(self) -> bool:
-        """Whether somebody it needs is gone."""
-        return any(each and not each.is_alive for each in (self.owner, self.emulator))
 
 
 def check_name(name: str) -> None:
@@ -84,10 +95,12 @@ def names() -> list[str]:
 
 def read(name: str) -> WanState | None:
     """None: there is no such WAN, or it broke off before it had anything."""
-    try:
-        return WanState.model_validate_json((folder(name) / _STATE).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
+    return _read(name, WanState)
+
+
+def read_lives(name: str) -> Lives | None:
+    """The part that says whether it is an orphan."""
+    return _read(name, Lives)
 
 
 def write(name: str, state: WanState) -> None:
@@ -117,6 +130,13 @@ def lock() -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
+
+
+def _read(name: str, kind: type[State]) -> State | None:
+    try:
+        return kind.model_validate_json((folder(name) / _STATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _is_root(descriptor: int) -> bool:
