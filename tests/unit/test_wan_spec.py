@@ -77,3 +77,8 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, expected
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         load_spec(tmp_path / "none.yaml")
+
+
+def test_the_example_is_a_wan() -> None:
+    example = Path(__file__).parents[2] / "cluster_configs" / "wan.yaml"
+    assert len(load_spec(example).hosts) == 4

@@ -14,7 +14,6 @@ from crosspipe_ray.testing.wan import Wan
 
 TIMEOUT_S = 20.0
 _MS_PER_S = 1e3
-_WARM_UP = 0.3
 _SOCKET_BUFFER_BYTES = 32 * 1024 * 1024
 _SO_RCVBUFFORCE = 33
 
@@ -68,10 +67,10 @@ def connection(wan: Wan, stack: ExitStack) -> tuple[socket.socket, socket.socket
     return client, stack.enter_context(server)
 
 
-def goodput_mbit_s(wan: Wan, num_bytes: int) -> float:
-    """Rate at which a TCP stream arrives, without its first part."""
+def goodput_mbit_s(wan: Wan, num_bytes: int, *, warm_up: float = 0.3) -> float:
+    """Rate at which a TCP stream arrives, without its first part (``warm_up`` of the whole)."""
     arrivals = _transfer(wan, bytes(num_bytes))[1]
-    start_s, start_bytes = next(each for each in arrivals if each[1] > num_bytes * _WARM_UP)
+    start_s, start_bytes = next(each for each in arrivals if each[1] > num_bytes * warm_up)
     end_s, end_bytes = arrivals[-1]
     return (end_bytes - start_bytes) * 8e-6 / (end_s - start_s)
 
