@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from crosspipe_ray.errors import CrosspipeError, InputError
 from crosspipe_ray.testing.wan import namespaces, requirements, state
-from crosspipe_ray.testing.wan.spec import WanSpec
+from crosspipe_ray.testing.wan.spec import Host, WanSpec
 from crosspipe_ray.testing.wan.state import Process, WanState
 
 DEVICE = "wan0"
@@ -45,11 +45,11 @@ def up(spec: WanSpec, *, name: str) -> None:
         state.write(name, begun)
     try:
         for host in spec.hosts:
-            _make_host(name, spec, host.name)
+            _make_host(name, spec, host)
         emulator = _start_emulator(name)
         state.write(name, begun.model_copy(update={"emulator": emulator}))
         for host in spec.hosts:
-            _connect_host(name, spec, host.name)
+            _connect_host(name, spec, host)
     except BaseException:
         down(name)
         raise
@@ -114,20 +114,19 @@ def _end(process: Process) -> None:
         time.sleep(_POLL_S)
 
 
-def _make_host(name: str, spec: WanSpec, host: str) -> None:
-    own = namespace(name, host)
+def _make_host(name: str, spec: WanSpec, host: Host) -> None:
+    own = namespace(name, host.name)
     namespaces.add(own)
     for key, value in spec.sysctls.items():
         namespaces.set_sysctl(own, key, str(value))
 
 
-def _connect_host(name: str, spec: WanSpec, host: str) -> None:
+def _connect_host(name: str, spec: WanSpec, host: Host) -> None:
     """Gives a host its address; the emulator has made its device."""
-    own = namespace(name, host)
-    [here] = [each for each in spec.hosts if each.name == host]
-    namespaces.connect(own, DEVICE, address=f"{here.address}/16")
+    own = namespace(name, host.name)
+    namespaces.connect(own, DEVICE, address=f"{host.address}/16")
     for (src, dst), link in spec.directed_links.items():
-        if src == here.region and link.congestion_control is not None:
+        if src == host.region and link.congestion_control is not None:
             namespaces.route(
                 own, DEVICE, spec.subnet(dst), congestion_control=link.congestion_control
             )
