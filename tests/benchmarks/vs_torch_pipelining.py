@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.vs_torch_pipelining [T_LAT,T_BW ...]
 
-4 ranks in 2 regions, each rank in a network namespace; 8 microbatches, F = I = W = 40 ms sleeps, memory
-for as many microbatches on every rank as 1F1B's first rank holds (interleaved: what it needs). Step
-time in T_F = 40 ms, median of 3 steps after 2. Our order in torch's runtime and our plan in our engine
-tell the gains of order and engine apart. Some minutes a point; needs root and /dev/net/tun.
+4 ranks in 2 regions, each rank in a network namespace; 8 microbatches, F = I = W = 40 ms sleeps,
+memory for as many microbatches on every rank as 1F1B's first rank holds (interleaved: what it
+needs). Step time in T_F = 40 ms, median of 3 steps after 2. Our order in torch's runtime and our
+plan in our engine tell the gains of order and engine apart. Some minutes a point; needs root and
+/dev/net/tun.
 """
 
 from __future__ import annotations
