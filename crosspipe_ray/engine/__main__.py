@@ -77,6 +77,7 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     programs = lower(plan.problem, plan.timeline)
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
+        stack.callback(board.leave)
         transport: Transport | None = _connect(stack, board, programs, torch.device("cpu"))
         if transport and not options.real_links:
             folder = _shared_folder(stack, board)
@@ -93,6 +94,7 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     device = rank_device(int(os.environ["LOCAL_RANK"]))
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
+        stack.callback(board.leave)
         profiles = board.gather(profile_run(config, device=device))
         plan = board.from_first(lambda: plan_of(config, problem_of(config, profiles)))
         assigned = assignments(config, plan)

@@ -11,13 +11,9 @@ plan in our engine tell the gains of order and engine apart. Some minutes a poin
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -26,14 +22,12 @@ from crosspipe_ray.plan import Plan, write_plan
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.schedule import to_csv
-from crosspipe_ray.testing.wan import Link, Region, Wan, WanSpec, emulated_wan
-from crosspipe_ray.testing.wan.lifecycle import DEVICE
+from crosspipe_ray.testing.wan import Wan, emulated_wan
+from tests.benchmarks.wan_ranks import rehearsed_us, run_ranks, wan_of
 
 _BLOCK_US = 40_000.0
 _MESSAGE_BYTES = 500_000
 _NUM_WARMUP_STEPS, _NUM_STEPS = 2, 3
-_TIMEOUT_S = 60
-_PORT = 29_511
 _POINTS = ((0.0, 0.0), (0.25, 2.0), (2.0, 0.25), (2.0, 2.0))
 _PEERS = {
     "Schedule1F1B": ("1f1b", Pattern.ONE_PER_RANK),
@@ -51,25 +45,19 @@ def main() -> None:
     print(f"|{'---|' * (len(_PEERS) + 5)}")
     points = [tuple(map(float, point.split(","))) for point in sys.argv[1:]] or _POINTS
     for latency, bandwidth in points:
-        with emulated_wan(_wan(latency, bandwidth)) as wan, tempfile.TemporaryDirectory() as folder:
+        with (
+            emulated_wan(
+                wan_of(
+                    latency,
+                    bandwidth,
+                    num_ranks=4,
+                    block_us=_BLOCK_US,
+                    message_bytes=_MESSAGE_BYTES,
+                )
+            ) as wan,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             _print_row(wan, Path(folder), latency, bandwidth)
-
-
-def _wan(latency: float, bandwidth: float) -> WanSpec:
-    """A link that one message occupies for ``bandwidth`` blocks."""
-    occupancy_us = bandwidth * _BLOCK_US
-    link = Link(
-        src="us",
-        dst="eu",
-        latency_ms=latency * _BLOCK_US / 1000,
-        bandwidth_mbit_s=_MESSAGE_BYTES * 8 / occupancy_us if bandwidth else None,
-        queue_ms=2000,
-    )
-    return WanSpec(
-        regions=(Region(name="us", num_hosts=2), Region(name="eu", num_hosts=2)),
-        links=(link,),
-        sysctls={"net.ipv4.tcp_slow_start_after_idle": 0},
-    )
 
 
 def _print_row(wan: Wan, folder: Path, latency: float, bandwidth: float) -> None:
@@ -111,51 +99,19 @@ def _torch_step(wan: Wan, folder: Path, made: Plan, schedule: str) -> float:
     """Step time of a torch schedule, in blocks."""
     write_plan(made, folder / "plan.json")
     module = ["tests.benchmarks.torch_pipelining", str(folder / "plan.json"), schedule]
-    printed = _run_ranks(wan, module)
+    printed = run_ranks(wan, module, num_steps=_NUM_WARMUP_STEPS + _NUM_STEPS)
     return _median([float(line) * 1e6 for line in printed.split()])
 
 
 def _our_step(wan: Wan, folder: Path, made: Plan) -> float:
     """Step time of our engine, in blocks."""
     write_plan(made, folder / "plan.json")
-    printed = _run_ranks(wan, ["crosspipe_ray.engine", str(folder / "plan.json"), "--real-links"])
-    return _median([float(ms) * 1000 for ms in re.findall(r"measured ([\d.]+) ms", printed)])
+    makespans_us = rehearsed_us(wan, folder / "plan.json", num_steps=_NUM_WARMUP_STEPS + _NUM_STEPS)
+    return _median(makespans_us)
 
 
 def _median(steps_us: Sequence[float]) -> float:
     return median(steps_us[_NUM_WARMUP_STEPS:]) / _BLOCK_US
-
-
-def _run_ranks(wan: Wan, module: Sequence[str]) -> str:
-    """Runs one process on every host; returns what rank 0 prints."""
-    steps = str(_NUM_WARMUP_STEPS + _NUM_STEPS)
-    with ThreadPoolExecutor(len(wan.spec.hosts)) as pool:
-        command = ["timeout", str(_TIMEOUT_S), sys.executable, "-m", *module, "--steps", steps]
-        runs = [pool.submit(_run_rank, wan, rank, command) for rank in range(len(wan.spec.hosts))]
-        done = [run.result() for run in runs]
-    if any(rank.returncode for rank in done):
-        raise SystemExit("\n".join(rank.stderr for rank in done))
-    return done[0].stdout
-
-
-def _run_rank(wan: Wan, rank: int, command: list[str]) -> subprocess.CompletedProcess[str]:
-    host = wan.spec.hosts[rank]
-    environment = {
-        **os.environ,
-        "RANK": str(rank),
-        "WORLD_SIZE": str(len(wan.spec.hosts)),
-        "MASTER_ADDR": wan.spec.hosts[0].address,
-        "MASTER_PORT": str(_PORT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": DEVICE,
-    }
-    return subprocess.run(
-        wan.command(host.name, command),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 if __name__ == "__main__":
