@@ -77,7 +77,6 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     programs = lower(plan.problem, plan.timeline)
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
-        stack.callback(board.leave)
         transport: Transport | None = _connect(stack, board, programs, torch.device("cpu"))
         if transport and not options.real_links:
             folder = _shared_folder(stack, board)
@@ -86,6 +85,8 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         for index in range(options.steps):
             board.wait_for_all()
             _print_step(board, plan, worker.step(index))
+        board.wait_for_all()  # nobody closes while another still receives
+    board.leave()
 
 
 def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
@@ -94,7 +95,6 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     device = rank_device(int(os.environ["LOCAL_RANK"]))
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
-        stack.callback(board.leave)
         profiles = board.gather(profile_run(config, device=device))
         plan = board.from_first(lambda: plan_of(config, problem_of(config, profiles)))
         assigned = assignments(config, plan)
@@ -105,6 +105,8 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         check_same_data(board.gather(worker.dataset_digest))
         for index in range(config.training.num_steps):
             _print_step(board, plan, worker.step(index))
+        board.wait_for_all()
+    board.leave()
 
 
 def _check_num_ranks(actual: int, wanted: int, file: Path) -> None:
@@ -135,7 +137,6 @@ def _connect(
         timeout_s=_TIMEOUT_S,
     )
     stack.callback(transport.close)
-    stack.callback(board.wait_for_all)  # nobody leaves while another still receives
     transport.warm(timeout_s=_TIMEOUT_S)
     return transport
 
