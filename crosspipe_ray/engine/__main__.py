@@ -44,6 +44,8 @@ from crosspipe_ray.lowering import Program, lanes, lower
 from crosspipe_ray.measured import StepReport, measured_timeline
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.report.console import rehearsed_line
+from crosspipe_ray.report.prediction import predictions, predictions_markdown
+from crosspipe_ray.timeline import Timeline
 
 _TIMEOUT_S = 300.0
 
@@ -82,9 +84,14 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
             folder = _shared_folder(stack, board)
             transport = shaped(transport, plan.problem, clock_dir=folder)
         worker = RehearsalRank(plan.problem, programs[rank], transport, timeout_s=_TIMEOUT_S)
+        measured = []
         for index in range(options.steps):
-            board.wait_for_all()
-            _print_step(board, plan, worker.step(index))
+            board.start_together()
+            measured.append(_print_step(board, plan, worker.step(index)))
+        if rank == 0:
+            clusters = [each.cluster for each in plan.problem.ranks]
+            rows = predictions(plan.timeline, measured, clusters=clusters)
+            print(predictions_markdown(rows))
         board.wait_for_all()  # nobody closes while another still receives
     board.leave()
 
@@ -149,14 +156,15 @@ def _shared_folder(stack: ExitStack, board: Board) -> Path:
     return folder
 
 
-def _print_step(board: Board, plan: Plan, report: StepReport) -> None:
+def _print_step(board: Board, plan: Plan, report: StepReport) -> Timeline:
     """Rank 0 prints what all ranks measured."""
     reports = board.gather(report)
+    measured = measured_timeline(each.record for each in reports)
     if board.rank == 0:
-        measured = measured_timeline(each.record for each in reports)
         losses = [loss for each in reports for loss in each.losses]
         loss = f", loss {fmean(losses):.4f}" if losses else ""
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
+    return measured
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from crosspipe_ray.engine import clock
 from crosspipe_ray.engine.transports.communicators import TCPStore
 
 Value = TypeVar("Value")
@@ -31,14 +32,16 @@ class Board:
         """Every rank's value, at every rank; waits for all, at most the store's timeout."""
         self._turn += 1
         self.store.set(f"board/{self._turn}/{self.rank}", _text(value))
-        return [self._read(rank) for rank in range(self.num_ranks)]
+        keys = [f"board/{self._turn}/{rank}" for rank in range(self.num_ranks)]
+        # All at once: the store may be a WAN away.
+        return [_value(text) for text in self.store.multi_get(keys)]
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What rank 0 makes, at every rank; an exception there is raised everywhere."""
         self._turn += 1
         if self.rank == 0:
             self.store.set(f"board/{self._turn}/0", _text(_outcome(make)))
-        made: Value | Exception = self._read(0)
+        made: Value | Exception = _value(self.store.get(f"board/{self._turn}/0"))
         if isinstance(made, Exception):
             raise made
         return made
@@ -53,9 +56,20 @@ class Board:
         if self.rank == 0:
             self.store.wait([f"board/left/{rank}" for rank in range(self.num_ranks)])
 
-    def _read(self, rank: int):  # type: ignore[no-untyped-def]  # as typed as a pickle is
-        text = self.store.get(f"board/{self._turn}/{rank}")
-        return pickle.loads(base64.b64decode(text))
+    def start_together(self) -> None:
+        """Goes on at the same moment on all ranks, as far as their clocks agree.
+
+        News of the last rank's arrival takes longer to some than to others; so all wait until even
+        the farthest has had time to hear of it twice.
+        """
+        arrived_ns = clock.now_ns()
+        last_ns = max(self.gather(arrived_ns))
+        heard_after_ns = max(self.gather(clock.now_ns() - last_ns))
+        clock.sleep_until(last_ns + 3 * heard_after_ns)
+
+
+def _value(text: bytes) -> Any:
+    return pickle.loads(base64.b64decode(text))
 
 
 def _text(value: object) -> str:

@@ -37,7 +37,9 @@ def plan_file(tmp_path: Path) -> Path:
 def test_rehearses_a_plan(plan_file: Path) -> None:
     done = torchrun(plan_file, "--steps", "2")
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["step 1", "step 2"]
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["step 1", "step 2"]
+    assert "| makespan " in done.stdout
 
 
 def test_trains_to_the_losses_of_plain_pytorch(tmp_path: Path) -> None:
