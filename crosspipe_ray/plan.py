@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,12 @@ class Plan:
     def gap(self) -> float:
         """How much longer than the bound the plan is at most, as a share of the bound."""
         return self.timeline.makespan_ns / self.lower_bound_ns - 1 if self.lower_bound_ns else 0.0
+
+    def with_bound(self, lower_bound_ns: int) -> Plan:
+        """The plan with another bound, which may prove it."""
+        is_proven = self.timeline.makespan_ns <= lower_bound_ns
+        status: Status = "proven" if is_proven else self.status
+        return replace(self, lower_bound_ns=lower_bound_ns, status=status)
 
     @property
     def send_order(self) -> tuple[Op, ...]:

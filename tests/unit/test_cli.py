@@ -84,6 +84,35 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert lines[1].split()[0] == lines[-1].split(":")[0]
 
 
+def test_compare_lists_methods_by_makespan(crosspipe: Command, problem_file: str) -> None:
+    arguments = ("--time-limit", "1", "--svg", "all.svg", "--output", "all.md")
+    lines = crosspipe("compare", problem_file, *arguments).splitlines()
+    names = [line.split()[0] for line in lines[1:]]
+    assert set(names) == set(METHODS)
+    assert names.index("greedy") < names.index("crosspipe-greedy") < names.index("1f1b")
+    assert "proven" in lines[1]
+    assert "zb-v does not fit: stages: zb-v needs the placement 'wave'" in "".join(lines)
+    assert "| greedy | as given | " in Path("all.md").read_text()
+    assert Path("all.svg").read_text().count('<text class="name" ') == sum(
+        "does not" not in line for line in lines[1:]
+    )
+
+
+def test_compare_takes_each_methods_own_placement(crosspipe: Command) -> None:
+    layer = {"forward_us": 1, "backward_input_us": 1, "backward_weight_us": 1}
+    content = {"num_microbatches": 4, "ranks": [{}, {}], "layers": [layer] * 4}
+    Path("layers.json").write_text(json.dumps(content))
+    lines = crosspipe("compare", "layers.json", "--methods", "1f1b,zb-v,zb-v").splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["zb-v", "wave"], ["1f1b", "one_per_rank"]]
+
+
+def test_compare_without_a_plan(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("compare", problem_file, "--methods", "zb-v,gpipe")
+    assert (code, "gpipe does not fit: rank 0" in message) == (3, True)
+    code, message = crosspipe.fails("compare", problem_file, "--methods", "zb-v,magic")
+    assert (code, "'magic': no such method" in message) == (2, True)
+
+
 def test_list_methods(crosspipe: Command) -> None:
     names = [line.split()[0] for line in crosspipe("plan", "--list-methods").splitlines()]
     assert names == [*METHODS, "auto"]
