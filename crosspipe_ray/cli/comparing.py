@@ -17,6 +17,11 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Markdown fi
 def add_commands(app: typer.Typer) -> None:
     """Registers the commands of this file."""
     app.command()(compare)
+    bench = typer.Typer(
+        help="Benchmarks that anyone can repeat.", no_args_is_help=True, rich_markup_mode=None
+    )
+    bench.command("paper-tables")(paper_tables)
+    app.add_typer(bench, name="bench")
 
 
 def compare(
@@ -48,6 +53,29 @@ def compare(
     if output:
         text = attempts_markdown(attempts)
         write_atomically(output, f"# Methods on {problem_file.name}\n\n{text}")
+
+
+def paper_tables(
+    table: Annotated[int | None, typer.Option(min=5, max=6, help="Default: both.")] = None,
+    time_limit: Annotated[float, typer.Option(min=0, help="Seconds per plan.")] = 1.0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    output: Output = None,
+) -> None:
+    """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""
+    from crosspipe_ray.benchmarks.paper_tables import published_points, report_lines, rows
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.portfolio import Budget
+
+    points = [point for point in published_points() if table in (None, point.table)]
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
+    pieces = []
+    for piece in report_lines(rows(points, budget)):
+        typer.echo(piece, nl=False)
+        pieces.append(piece)
+    if output:
+        write_atomically(output, "# The tables of CrossPipe\n" + "".join(pieces))
 
 
 def _picture(attempts: Sequence[Attempt], title: str) -> str:

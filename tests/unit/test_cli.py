@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from crosspipe_ray.benchmarks.paper_tables import published_points
 from crosspipe_ray.cli import main
 from crosspipe_ray.planners.portfolio import METHODS
 
@@ -111,6 +112,16 @@ def test_compare_without_a_plan(crosspipe: Command, problem_file: str) -> None:
     assert (code, "gpipe does not fit: rank 0" in message) == (3, True)
     code, message = crosspipe.fails("compare", problem_file, "--methods", "zb-v,magic")
     assert (code, "'magic': no such method" in message) == (2, True)
+
+
+def test_bench_paper_tables(crosspipe: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [published_points()[0], published_points()[-1]]
+    monkeypatch.setattr("crosspipe_ray.benchmarks.paper_tables.published_points", lambda: points)
+    arguments = ("--table", "5", "--time-limit", "0.3", "--output", "tables.md")
+    printed = crosspipe("bench", "paper-tables", *arguments)
+    assert "Table 5: 2 regions" in printed
+    assert "Table 6" not in printed
+    assert Path("tables.md").read_text().endswith(printed)
 
 
 def test_list_methods(crosspipe: Command) -> None:
