@@ -37,6 +37,7 @@ class Plan:
             ``time_limit``.
         lower_bound_ns: no schedule of this problem is shorter.
         wall_s: time that planning took.
+        p50_ns, p95_ns: quantiles of the makespan over sampled latencies, where they were sampled.
     """
 
     problem: Problem
@@ -47,6 +48,8 @@ class Plan:
     seed: int
     lower_bound_ns: int
     wall_s: float
+    p50_ns: int | None = None
+    p95_ns: int | None = None
 
     @property
     def gap(self) -> float:
@@ -101,6 +104,8 @@ class PlanFile(Record):
     sends: tuple[SendEntry, ...] = ()
     collectives: tuple[SpanEntry, ...] = ()
     peak_message_bytes: tuple[int, ...] | None = None
+    p50_us: float | None = Field(None, ge=0)
+    p95_us: float | None = Field(None, ge=0)
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -111,6 +116,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON data."""
     timeline = plan.timeline
+    quantiles = {"p50_us": plan.p50_ns, "p95_us": plan.p95_ns}
     return {
         "version": 1,
         "method": plan.method,
@@ -118,6 +124,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "seed": plan.seed,
         "makespan_us": timeline.makespan_ns / 1000,
         "lower_bound_us": plan.lower_bound_ns / 1000,
+        **{name: time / 1000 for name, time in quantiles.items() if time is not None},
         "bubble_ratio": round(timeline.bubble_ratio, 6),
         "wall_s": round(plan.wall_s, 6),
         "problem": problem_json(plan.problem),
@@ -169,9 +176,17 @@ def _checked(file: PlanFile, path: Path) -> Plan:
     validate(file.problem, schedule)
     timeline = simulate(file.problem, schedule, send_order=_ops(file.sends))
     _check_times(file, timeline, path)
-    bound_ns = _ns(file.lower_bound_us)
     return Plan(
-        file.problem, schedule, timeline, file.method, file.status, file.seed, bound_ns, file.wall_s
+        problem=file.problem,
+        schedule=schedule,
+        timeline=timeline,
+        method=file.method,
+        status=file.status,
+        seed=file.seed,
+        lower_bound_ns=_ns(file.lower_bound_us),
+        wall_s=file.wall_s,
+        p50_ns=None if file.p50_us is None else _ns(file.p50_us),
+        p95_ns=None if file.p95_us is None else _ns(file.p95_us),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from crosspipe_ray.benchmarks.paper_tables import published_points
 from crosspipe_ray.cli import main
+from crosspipe_ray.plan import read_plan
 from crosspipe_ray.planners.portfolio import METHODS
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -122,6 +123,19 @@ def test_bench_paper_tables(crosspipe: Command, monkeypatch: pytest.MonkeyPatch)
     assert "Table 5: 2 regions" in printed
     assert "Table 6" not in printed
     assert Path("tables.md").read_text().endswith(printed)
+
+
+def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("plan", problem_file, "--quantile", "0.95")
+    assert (code, "no link of the problem gives latency_samples_us" in message) == (2, True)
+    samples = {"latency_us": 1000, "latency_samples_us": [500, 1000, 1000, 9000]}
+    edit(problem_file, links=[{"src": "us", "dst": "eu"} | samples])
+    lines = crosspipe("plan", problem_file, "--quantile", "0.95", "-o", "plan.json").splitlines()
+    assert lines[-1].startswith("over sampled links: p50 ")
+    content = json.loads(Path("plan.json").read_text())
+    assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
+    crosspipe("show", "plan.json")
+    assert read_plan(Path("plan.json")).p95_ns == 1000 * content["p95_us"]
 
 
 def test_list_methods(crosspipe: Command) -> None:
