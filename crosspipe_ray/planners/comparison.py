@@ -37,6 +37,15 @@ def compare(
     return sorted(_with_shared_bounds(made), key=lambda attempt: attempt.makespan_ns)
 
 
+def highest_bounds_ns(attempts: Sequence[Attempt]) -> dict[str, int]:
+    """The highest lower bound of each placed problem, by the problem's digest."""
+    bounds: dict[str, int] = {}
+    for made in (attempt.plan for attempt in attempts if attempt.plan):
+        digest = made.problem.sha256
+        bounds[digest] = max(bounds.get(digest, 0), made.lower_bound_ns)
+    return bounds
+
+
 def _attempt(problem: Problem, method: str, budget: Budget | None) -> Attempt:
     attempts: list[Attempt] = []
     try:
@@ -48,11 +57,7 @@ def _attempt(problem: Problem, method: str, budget: Budget | None) -> Attempt:
 
 
 def _with_shared_bounds(attempts: Sequence[Attempt]) -> Iterator[Attempt]:
-    bounds: dict[str, int] = {}
-    plans = [attempt.plan for attempt in attempts if attempt.plan]
-    for made in plans:
-        digest = made.problem.sha256
-        bounds[digest] = max(bounds.get(digest, 0), made.lower_bound_ns)
+    bounds = highest_bounds_ns(attempts)
     for each in attempts:
         if each.plan:
             yield replace(each, plan=each.plan.with_bound(bounds[each.plan.problem.sha256]))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.comparison import highest_bounds_ns
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan
 from crosspipe_ray.planners.sampling import Latencies, makespans_ns
@@ -70,10 +71,12 @@ def robust_plan(
     plan(problem, method=method, budget=stated, patterns=patterns, on_attempt=note)
     left_s = budget.time_limit_s - (time.monotonic() - started)
     slow = replace(budget, time_limit_s=max(0.0, left_s))
+    bounds = highest_bounds_ns(attempts)
     for attempt in _for_slow_links(problem, quantile, method, slow, patterns):
-        note(attempt)
+        note(_on_links(attempt, problem.links, bounds))
     chosen = _best([each.plan for each in attempts if each.plan], latencies, quantile)
-    return replace(chosen, wall_s=time.monotonic() - started)
+    best = chosen.with_bound(bounds[chosen.problem.sha256])
+    return replace(best, wall_s=time.monotonic() - started)
 
 
 def draw(problem: Problem, *, num_samples: int, seed: int) -> Latencies:
@@ -94,7 +97,7 @@ def _for_slow_links(
     budget: Budget,
     patterns: Sequence[Pattern],
 ) -> Iterator[Attempt]:
-    """Orders for links at the quantile, on the clock of the latencies as stated."""
+    """Plans for links at the quantile."""
     if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
         return  # how many messages wait depends on the latencies
     attempts: list[Attempt] = []
@@ -106,10 +109,7 @@ def _for_slow_links(
         patterns=patterns,
         on_attempt=attempts.append,
     )
-    for attempt in attempts:
-        if attempt.plan:
-            placement = f"{attempt.placement}, slow links"
-            yield Attempt(attempt.method, placement, _on_links(attempt.plan, problem.links))
+    yield from attempts
 
 
 def _at_quantile(link: Link, quantile: float) -> Link:
@@ -126,13 +126,18 @@ def _with_links(problem: Problem, links: Sequence[Link]) -> Problem:
     )
 
 
-def _on_links(made: Plan, links: Sequence[Link]) -> Plan:
-    """The same order on the clock of other latencies."""
+def _on_links(attempt: Attempt, links: Sequence[Link], bounds: dict[str, int]) -> Attempt:
+    """The same order on the clock of other latencies; a new bound is noted in ``bounds``."""
+    placement, made = f"{attempt.placement}, slow links", attempt.plan
+    if made is None:
+        return replace(attempt, placement=placement)
     problem = _with_links(made.problem, links)
+    digest = problem.sha256
+    if digest not in bounds:
+        bounds[digest] = bounds_of(problem).makespan_ns
     timeline = simulate(problem, made.schedule, send_order=made.send_order)
-    bound_ns = bounds_of(problem).makespan_ns
     again = replace(made, problem=problem, timeline=timeline, status="gap")
-    return again.with_bound(bound_ns)
+    return replace(attempt, placement=placement, plan=again.with_bound(bounds[digest]))
 
 
 def _best(plans: Sequence[Plan], latencies: Latencies, quantile: float) -> Plan:
@@ -143,11 +148,8 @@ def _best(plans: Sequence[Plan], latencies: Latencies, quantile: float) -> Plan:
         for sampled, made in zip(samples, plans, strict=True)
     ]
     index = min(range(len(plans)), key=scores.__getitem__)
-    chosen = plans[index]
-    digest = chosen.problem.sha256
-    bound_ns = max(made.lower_bound_ns for made in plans if made.problem.sha256 == digest)
     return replace(
-        chosen.with_bound(bound_ns),
+        plans[index],
         p50_ns=int(_quantile(samples[index], 0.5)),
         p95_ns=int(_quantile(samples[index], 0.95)),
     )
