@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,7 @@ class Plan:
             ``time_limit``.
         lower_bound_ns: no schedule of this problem is shorter.
         wall_s: time that planning took.
+        p50_ns, p95_ns: quantiles of the makespan over sampled latencies, where they were sampled.
     """
 
     problem: Problem
@@ -47,11 +48,19 @@ class Plan:
     seed: int
     lower_bound_ns: int
     wall_s: float
+    p50_ns: int | None = None
+    p95_ns: int | None = None
 
     @property
     def gap(self) -> float:
         """How much longer than the bound the plan is at most, as a share of the bound."""
         return self.timeline.makespan_ns / self.lower_bound_ns - 1 if self.lower_bound_ns else 0.0
+
+    def with_bound(self, lower_bound_ns: int) -> Plan:
+        """The plan with another bound, which may prove it."""
+        is_proven = self.timeline.makespan_ns <= lower_bound_ns
+        status: Status = "proven" if is_proven else self.status
+        return replace(self, lower_bound_ns=lower_bound_ns, status=status)
 
     @property
     def send_order(self) -> tuple[Op, ...]:
@@ -95,6 +104,8 @@ class PlanFile(Record):
     sends: tuple[SendEntry, ...] = ()
     collectives: tuple[SpanEntry, ...] = ()
     peak_message_bytes: tuple[int, ...] | None = None
+    p50_us: float | None = Field(None, ge=0)
+    p95_us: float | None = Field(None, ge=0)
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -105,6 +116,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON data."""
     timeline = plan.timeline
+    quantiles = {"p50_us": plan.p50_ns, "p95_us": plan.p95_ns}
     return {
         "version": 1,
         "method": plan.method,
@@ -112,6 +124,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "seed": plan.seed,
         "makespan_us": timeline.makespan_ns / 1000,
         "lower_bound_us": plan.lower_bound_ns / 1000,
+        **{name: time / 1000 for name, time in quantiles.items() if time is not None},
         "bubble_ratio": round(timeline.bubble_ratio, 6),
         "wall_s": round(plan.wall_s, 6),
         "problem": problem_json(plan.problem),
@@ -163,9 +176,17 @@ def _checked(file: PlanFile, path: Path) -> Plan:
     validate(file.problem, schedule)
     timeline = simulate(file.problem, schedule, send_order=_ops(file.sends))
     _check_times(file, timeline, path)
-    bound_ns = _ns(file.lower_bound_us)
     return Plan(
-        file.problem, schedule, timeline, file.method, file.status, file.seed, bound_ns, file.wall_s
+        problem=file.problem,
+        schedule=schedule,
+        timeline=timeline,
+        method=file.method,
+        status=file.status,
+        seed=file.seed,
+        lower_bound_ns=_ns(file.lower_bound_us),
+        wall_s=file.wall_s,
+        p50_ns=None if file.p50_us is None else _ns(file.p50_us),
+        p95_ns=None if file.p95_us is None else _ns(file.p95_us),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,6 +100,10 @@ def plan(
     time_limit: Annotated[float, typer.Option(min=0, help="Seconds.")] = 5.0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
     seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    quantile: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Plan for this share of steps of links with samples."),
+    ] = None,
     output: Output = None,
     list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
 ) -> None:
@@ -108,6 +113,7 @@ def plan(
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Attempt, Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
+    from crosspipe_ray.planners.robust import robust_plan
     from crosspipe_ray.problem import read_problem
     from crosspipe_ray.report.console import attempts_table
 
@@ -118,7 +124,8 @@ def plan(
         raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
     attempts: list[Attempt] = []
     budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
-    chosen = make_plan(
+    make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
+    chosen = make(
         read_problem(problem_file), method=method, budget=budget, on_attempt=attempts.append
     )
     console = _console()
@@ -231,6 +238,12 @@ def _print_plan(console: Console, chosen: Plan) -> None:
         f"bubble {timeline.bubble_ratio:.1%}, planned in {chosen.wall_s:.2f} s",
         highlight=False,
     )
+    if chosen.p50_ns is not None and chosen.p95_ns is not None:
+        console.print(
+            f"over sampled links: p50 {chosen.p50_ns / 1e6:.3f} ms, "
+            f"p95 {chosen.p95_ns / 1e6:.3f} ms",
+            highlight=False,
+        )
 
 
 def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> None:

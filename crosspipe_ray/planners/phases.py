@@ -1,9 +1,11 @@
 """The paper's greedy (CrossPipe, section 4.2, Algorithm 1), for comparison: it chooses by phase.
 
 The rank that can start an op the earliest goes next. Of the ops that are ready then it takes F
-while it warms up; F and I in turn while it is steady; I before W once its F's are done; and W where
-it is memory that forbids F, or where neither F nor I can start. Of several stages, the one that is
-further on its way goes first.
+while it warms up, which is until the first I is ready; F and I in turn while it is steady; I before
+W once its F's are done; and W where it is memory that forbids F, or where neither F nor I can
+start. Of several stages, the one that is further on its way goes first. A message takes the first
+window that its link has free. Ops are whole: the paper's parts of ops are not in the plan format
+yet.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def _by_phase(net: Net, state: State, _: Choice, num_microbatches: int, rank: in
             kind = row % 3
             if kind not in ready or (kind == _I and row < ready[kind] // num_microbatches):
                 ready[kind] = op
-    wanted = _preference(net, state, num_microbatches, rank)
+    wanted = _preference(net, state, num_microbatches, rank, can_turn=_I in ready)
     return next((ready[kind] for kind in wanted if kind in ready), -1)
 
 
@@ -57,14 +59,16 @@ def _ready_op(
     return op if max(state.ready[op], net.gate[row]) <= now else None
 
 
-def _preference(net: Net, state: State, num_microbatches: int, rank: int) -> tuple[int, ...]:
-    """Kinds in the order in which they are wanted."""
+def _preference(
+    net: Net, state: State, num_microbatches: int, rank: int, *, can_turn: bool
+) -> tuple[int, ...]:
+    """Kinds in the order in which they are wanted; ``can_turn``: an I is ready."""
     begin = num_microbatches * net.first[rank]
     done = state.order[begin : begin + state.length[rank]]
     kinds = (op // num_microbatches % 3 for op in reversed(done))
     last = next((kind for kind in kinds if kind != _W), _F)
     rows = net.rows[net.first[rank] : net.first[rank + 1]]
-    is_warming_up = not any(state.done[row] for row in rows if row % 3 == _I)
+    is_warming_up = not can_turn and not any(state.done[row] for row in rows if row % 3 == _I)
     if last != _I and not is_warming_up:
         return _I, _F, _W
     lacks_memory = any(

@@ -6,6 +6,7 @@ the best ones a longer one; the rest of the time is the solver's, on the best.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,11 @@ class Attempt:
     placement: str
     plan: Plan | None
     error: InfeasibleError | InputError | None = None
+
+    @property
+    def makespan_ns(self) -> float:
+        """Of the plan; infinite without one, so that the best come first in a sorted list."""
+        return self.plan.timeline.makespan_ns if self.plan else math.inf
 
 
 def plan(
@@ -169,7 +175,7 @@ class _Place:
         if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
             self.best, self.order = made, found.order
         elif made.lower_bound_ns > self.best.lower_bound_ns:
-            self.best = _with_bound(self.best, made.lower_bound_ns)
+            self.best = self.best.with_bound(made.lower_bound_ns)
         return made
 
 
@@ -250,13 +256,7 @@ def _plan_of(
     status: Status = "time_limit" if found.is_cut_short else "gap"
     wall_s = time.monotonic() - started
     made = Plan(problem, schedule, timeline, method, status, seed, bound_ns, wall_s)
-    return _with_bound(made, bound_ns)
-
-
-def _with_bound(made: Plan, bound_ns: int) -> Plan:
-    """The plan with a higher bound, which may prove it."""
-    is_proven = made.timeline.makespan_ns <= bound_ns
-    return replace(made, lower_bound_ns=bound_ns, status="proven" if is_proven else made.status)
+    return made.with_bound(bound_ns)
 
 
 def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
@@ -278,7 +278,7 @@ def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
         bounds = [made.lower_bound_ns for made in plans if made.problem is best.problem]
-        return replace(_with_bound(best, max(bounds)), wall_s=wall_s)
+        return replace(best.with_bound(max(bounds)), wall_s=wall_s)
     if not attempts:
         raise ProblemError(
             f"num_stages_per_rank: {method} has no placement with that many stages on a rank"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.timeline import Timeline
+
+ATTEMPT_COLUMNS = ("method", "placement", "makespan", "gap", "bubble", "peak memory", "seconds")
 
 
 class RunConsole:
@@ -72,30 +75,38 @@ def rehearsed_line(step: int, planned: Timeline, measured: Timeline) -> str:
     )
 
 
-def attempts_table(attempts: Sequence[Attempt]) -> Table:
-    """Methods and placements by makespan, those that do not fit last."""
+def attempts_table(attempts: Sequence[Attempt]) -> Group:
+    """Methods and placements by makespan, and under the table why the others do not fit."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("method", no_wrap=True)
-    table.add_column("placement", no_wrap=True)
-    for column in ("makespan", "bubble", "peak memory"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column()  # gives way first on a narrow terminal
-    for attempt in sorted(attempts, key=_makespan_ns):
-        plan = attempt.plan
-        if plan is None:
-            reason = Text(str(attempt.error), no_wrap=True, overflow="ellipsis")
-            table.add_row(attempt.method, attempt.placement, "-", "-", "-", reason)
-            continue
-        timeline = plan.timeline
-        table.add_row(
-            attempt.method,
-            attempt.placement,
-            f"{timeline.makespan_ns / 1e6:.2f} ms",
-            f"{timeline.bubble_ratio:.1%}",
-            format_bytes(max(timeline.peak_memory_bytes)),
-            "proven" if plan.status == "proven" else f"gap <= {plan.gap:.1%}",
-        )
-    return table
+    for column, name in enumerate(ATTEMPT_COLUMNS):
+        table.add_column(name, justify="left" if column < 2 else "right", no_wrap=True)
+    for attempt in sorted(attempts, key=lambda attempt: attempt.makespan_ns):
+        if attempt.plan:
+            table.add_row(*attempt_row(attempt, attempt.plan))
+    return Group(table, *(Text(reason, style="dim") for reason in reasons(attempts)))
+
+
+def attempt_row(attempt: Attempt, plan: Plan) -> tuple[str, ...]:
+    """What `ATTEMPT_COLUMNS` say of an attempt that came to a plan."""
+    return (
+        attempt.method,
+        attempt.placement,
+        f"{plan.timeline.makespan_ns / 1e6:.2f} ms",
+        "proven" if plan.status == "proven" else f"<= {plan.gap:.1%}",
+        f"{plan.timeline.bubble_ratio:.1%}",
+        format_bytes(max(plan.timeline.peak_memory_bytes)),
+        f"{plan.wall_s:.2f}",
+    )
+
+
+def reasons(attempts: Sequence[Attempt]) -> list[str]:
+    """A line for each attempt that came to no plan."""
+    return [
+        f"{attempt.method} does not fit: "
+        + str(attempt.error).removeprefix(f"{attempt.method} does not fit: ")
+        for attempt in attempts
+        if attempt.error
+    ]
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -110,7 +121,3 @@ def format_bytes(num_bytes: int) -> str:
             break
         size, unit = size / 1000, larger
     return f"{num_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def _makespan_ns(attempt: Attempt) -> float:
-    return attempt.plan.timeline.makespan_ns if attempt.plan else float("inf")

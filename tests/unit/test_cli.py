@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from crosspipe_ray.benchmarks.paper_tables import published_points
 from crosspipe_ray.cli import main
+from crosspipe_ray.plan import read_plan
 from crosspipe_ray.planners.portfolio import METHODS
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -82,6 +84,58 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert {line.split()[0] for line in lines[1:-1]} >= {"1f1b", "zb-h1", "greedy", "gpipe"}
     assert "does not" in next(line for line in lines if line.startswith("gpipe"))
     assert lines[1].split()[0] == lines[-1].split(":")[0]
+
+
+def test_compare_lists_methods_by_makespan(crosspipe: Command, problem_file: str) -> None:
+    arguments = ("--time-limit", "1", "--svg", "all.svg", "--output", "all.md")
+    lines = crosspipe("compare", problem_file, *arguments).splitlines()
+    names = [line.split()[0] for line in lines[1:]]
+    assert set(names) == set(METHODS)
+    assert names.index("zb-h1") < names.index("1f1b")
+    assert "proven" in lines[1]
+    assert "zb-v does not fit: stages: zb-v needs the placement 'wave'" in "".join(lines)
+    assert "| greedy | as given | " in Path("all.md").read_text()
+    assert Path("all.svg").read_text().count('<text class="name" ') == sum(
+        "does not" not in line for line in lines[1:]
+    )
+
+
+def test_compare_takes_each_methods_own_placement(crosspipe: Command) -> None:
+    layer = {"forward_us": 1, "backward_input_us": 1, "backward_weight_us": 1}
+    content = {"num_microbatches": 4, "ranks": [{}, {}], "layers": [layer] * 4}
+    Path("layers.json").write_text(json.dumps(content))
+    lines = crosspipe("compare", "layers.json", "--methods", "1f1b,zb-v,zb-v").splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["zb-v", "wave"], ["1f1b", "one_per_rank"]]
+
+
+def test_compare_without_a_plan(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("compare", problem_file, "--methods", "zb-v,gpipe")
+    assert (code, "gpipe does not fit: rank 0" in message) == (3, True)
+    code, message = crosspipe.fails("compare", problem_file, "--methods", "zb-v,magic")
+    assert (code, "'magic': no such method" in message) == (2, True)
+
+
+def test_bench_paper_tables(crosspipe: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [published_points()[0], published_points()[-1]]
+    monkeypatch.setattr("crosspipe_ray.benchmarks.paper_tables.published_points", lambda: points)
+    arguments = ("--table", "5", "--time-limit", "0.3", "--output", "tables.md")
+    printed = crosspipe("bench", "paper-tables", *arguments)
+    assert "Table 5: 2 regions" in printed
+    assert "Table 6" not in printed
+    assert Path("tables.md").read_text().endswith(printed)
+
+
+def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
+    code, message = crosspipe.fails("plan", problem_file, "--quantile", "0.95")
+    assert (code, "no link of the problem gives latency_samples_us" in message) == (2, True)
+    samples = {"latency_us": 1000, "latency_samples_us": [500, 1000, 1000, 9000]}
+    edit(problem_file, links=[{"src": "us", "dst": "eu"} | samples])
+    lines = crosspipe("plan", problem_file, "--quantile", "0.95", "-o", "plan.json").splitlines()
+    assert lines[-1].startswith("over sampled links: p50 ")
+    content = json.loads(Path("plan.json").read_text())
+    assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
+    crosspipe("show", "plan.json")
+    assert read_plan(Path("plan.json")).p95_ns == 1000 * content["p95_us"]
 
 
 def test_list_methods(crosspipe: Command) -> None:

@@ -67,6 +67,7 @@ FORBIDDEN = {
     "lowering": ("planners", *HEAVY),
     "planners": HEAVY,
     "report": HEAVY,
+    "benchmarks": HEAVY,
     "training.model": ("engine", "actors", "training.trainer", "cli"),
     "training.data": ("engine", "actors", "training.trainer", "cli"),
     "training.optimizer": ("engine", "actors", "training.trainer", "cli"),

@@ -25,6 +25,10 @@ def test_type_marker_is_part_of_the_package() -> None:
     assert files(crosspipe_ray).joinpath("py.typed").is_file()
 
 
+def test_published_figures_are_part_of_the_package() -> None:
+    assert files(crosspipe_ray).joinpath("data/crosspipe_tables.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["actors", "planners"])
 def test_top_level_folder_is_a_relative_link_into_the_package(name: str) -> None:
     assert (ROOT / name).readlink() == Path("crosspipe_ray", name)

@@ -1,0 +1,1 @@
+"""Benchmarks that a user may run: needs neither torch nor ray."""

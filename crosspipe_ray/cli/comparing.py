@@ -1,0 +1,87 @@
+"""Commands that hold methods against each other: compare, bench."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from crosspipe_ray.planners.portfolio import Attempt
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Markdown file to write.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Registers the commands of this file."""
+    app.command()(compare)
+    bench = typer.Typer(
+        help="Benchmarks that anyone can repeat.", no_args_is_help=True, rich_markup_mode=None
+    )
+    bench.command("paper-tables")(paper_tables)
+    app.add_typer(bench, name="bench")
+
+
+def compare(
+    problem_file: Annotated[Path, typer.Argument(metavar="PROBLEM.json")],
+    methods: Annotated[str | None, typer.Option(help="Names by comma; default: all.")] = None,
+    time_limit: Annotated[float, typer.Option(min=0, help="Seconds per method.")] = 5.0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    svg: Annotated[Path | None, typer.Option(help="Also draw them on one axis.")] = None,
+    output: Output = None,
+) -> None:
+    """Compare methods on one problem."""
+    from rich.console import Console
+
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.planners.comparison import compare as compare_methods
+    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.portfolio import METHODS, Budget
+    from crosspipe_ray.problem import read_problem
+    from crosspipe_ray.report.console import attempts_table
+    from crosspipe_ray.report.markdown import attempts_markdown
+
+    names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
+    attempts = compare_methods(read_problem(problem_file), methods=names, budget=budget)
+    Console(soft_wrap=True).print(attempts_table(attempts))
+    if svg:
+        write_atomically(svg, _picture(attempts, problem_file.name))
+    if output:
+        text = attempts_markdown(attempts)
+        write_atomically(output, f"# Methods on {problem_file.name}\n\n{text}")
+
+
+def paper_tables(
+    table: Annotated[int | None, typer.Option(min=5, max=6, help="Default: both.")] = None,
+    time_limit: Annotated[float, typer.Option(min=0, help="Seconds per plan.")] = 1.0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    output: Output = None,
+) -> None:
+    """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""
+    from crosspipe_ray.benchmarks.paper_tables import published_points, report_lines, rows
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.portfolio import Budget
+
+    points = [point for point in published_points() if table in (None, point.table)]
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
+    pieces = []
+    for piece in report_lines(rows(points, budget)):
+        typer.echo(piece, nl=False)
+        pieces.append(piece)
+    if output:
+        write_atomically(output, "# The tables of CrossPipe\n" + "".join(pieces))
+
+
+def _picture(attempts: Sequence[Attempt], title: str) -> str:
+    from crosspipe_ray.report.svg import timeline_svg
+
+    plans = [(attempt.method, attempt.plan) for attempt in attempts if attempt.plan]
+    clusters = [rank.cluster for rank in plans[0][1].problem.ranks]
+    panels = [(method, plan.timeline) for method, plan in plans]
+    return timeline_svg(panels, clusters=clusters, title=title)

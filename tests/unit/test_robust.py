@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.planners.robust import draw, robust_plan
+from crosspipe_ray.planners.sampling import Latencies, makespans_ns
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.simulate import simulate
+from tests.unit.builders import UNIT_STAGE, link, make_problem, problems, regions_problem
+
+ENDS = (("us", "eu"), ("eu", "us"))
+BUDGET = Budget(iterations=6, time_limit_s=60.0)
+SAMPLES = [0.5, 0.5, 1, 1, 1, 1.5, 2, 2, 4, 8]
+
+
+def jittery(**fields: Any) -> Problem:
+    """Two regions with a latency that is 1 us by the median and 8 us at worst."""
+    problem = regions_problem(4, 8, memory=4, latency_us=1.0, occupancy_us=0.5, **fields)
+    return with_links(problem, latency_samples_us=SAMPLES)
+
+
+def with_links(problem: Problem, **changes: object) -> Problem:
+    data = problem.model_dump()
+    return Problem.model_validate(data | {"links": [each | changes for each in data["links"]]})
+
+
+def simulated_ns(made: Plan, latencies: Latencies, sample: int) -> int:
+    links = [
+        each | {"latency_us": int(latencies[each["src"], each["dst"]][sample]) / 1000}
+        for each in made.problem.model_dump()["links"]
+    ]
+    problem = Problem.model_validate(made.problem.model_dump() | {"links": links})
+    return simulate(problem, made.schedule, send_order=made.send_order).makespan_ns
+
+
+@settings(max_examples=100)
+@given(problems(), st.integers(0, 1000))
+def test_sampled_makespans_are_those_of_the_clock(problem: Problem, seed: int) -> None:
+    made = plan(problem, method="crosspipe-greedy")
+    rng = np.random.default_rng(seed)
+    latencies = {(each.src, each.dst): rng.integers(0, 9, 3) * 1000 for each in problem.links}
+    latencies["every", "problem"] = np.zeros(3, dtype=np.int64)  # has a link
+    for sample, makespan in enumerate(makespans_ns(made, latencies)):
+        assert makespan == simulated_ns(made, latencies, sample)
+
+
+def test_the_least_p95_of_all_attempts_wins_and_is_reported() -> None:
+    problem, attempts = jittery(), list[Attempt]()
+    best = robust_plan(problem, quantile=0.95, budget=BUDGET, on_attempt=attempts.append)
+    latencies = draw(problem, num_samples=1000, seed=0)
+    p95 = [
+        np.quantile(makespans_ns(each.plan, latencies), 0.95, method="inverted_cdf")
+        for each in attempts
+        if each.plan
+    ]
+    assert best.p95_ns == min(p95)
+    assert best.p50_ns == np.median(makespans_ns(best, latencies))
+    assert best.lower_bound_ns <= best.timeline.makespan_ns
+    assert best.problem == problem
+
+
+def test_it_gives_up_the_stated_latency_for_the_quantile() -> None:
+    problem = jittery()
+    usual = plan(problem, budget=BUDGET)
+    latencies = draw(problem, num_samples=1000, seed=0)
+    robust = robust_plan(problem, quantile=0.95, budget=BUDGET)
+    assert robust.p95_ns is not None
+    assert robust.p95_ns < np.quantile(makespans_ns(usual, latencies), 0.95, method="inverted_cdf")
+    assert robust.timeline.makespan_ns >= usual.timeline.makespan_ns
+
+
+def test_a_seed_gives_the_same_plan_again() -> None:
+    first, again = (robust_plan(jittery(), quantile=0.95, budget=BUDGET) for _ in range(2))
+    assert first.schedule == again.schedule
+    assert first.p95_ns == again.p95_ns
+
+
+def test_links_that_do_not_vary_give_one_makespan() -> None:
+    problem = with_links(jittery(), latency_samples_us=[1.0, 1.0])
+    best = robust_plan(problem, quantile=0.5, budget=BUDGET)
+    assert best.p50_ns == best.p95_ns == best.timeline.makespan_ns
+
+
+def test_layers_keep_their_samples_on_every_placement() -> None:
+    problem = Problem.model_validate(
+        {
+            "num_microbatches": 4,
+            "ranks": [{"cluster": "us"}, {"cluster": "eu"}],
+            "layers": [UNIT_STAGE] * 4,
+            "links": [link(*ends, 1, 0) | {"latency_samples_us": [1, 5]} for ends in ENDS],
+        }
+    )
+    best = robust_plan(problem, quantile=0.95, budget=BUDGET)
+    assert best.p95_ns is not None
+    assert best.p95_ns > best.timeline.makespan_ns
+    assert [each.latency_us for each in best.problem.links] == [1, 1]
+
+
+def test_links_without_samples_are_refused() -> None:
+    with pytest.raises(ProblemError, match="no link of the problem gives latency_samples_us"):
+        robust_plan(make_problem((0, 1), 2), quantile=0.95)
