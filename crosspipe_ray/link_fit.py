@@ -9,7 +9,7 @@ Medians and least absolute deviations: a few stalls, however long, change nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +20,6 @@ Samples = NDArray[np.float64]
 
 _NS_PER_US = 1000.0
 _LEAST_US = 1e-3  # the clocks' own step: nothing is measured to be faster
-# Two links that share nothing keep 2.0 of their rates when both are busy, two on one channel 1.0.
-_SHARED_BELOW = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +82,11 @@ def occupancies_us(exchanges: Iterable[Exchange]) -> Samples:
 
 
 def fit_line(x: Sequence[float] | Samples, y: Sequence[float] | Samples) -> Line:
-    """The line, nowhere falling and not below 0 at 0, with the least sum of relative deviations.
+    """The line, nowhere falling and not below 0 at 0, with the least sum of absolute deviations.
 
-    Relative, so that small messages count as much as large ones. A best line goes through two of
-    the points, or through one where a bound holds: all of them are tried.
+    Each is divided by the root of its value: large messages then decide on the slope, and small
+    ones on the intercept, also where the truth is no line. A best line goes through two of the
+    points, or through one where a bound holds: all of them are tried.
 
     >>> fit_line([0, 10, 20, 30], [5, 25, 45, 1000])[:2]
     (5.0, 2.0)
@@ -100,9 +99,10 @@ def fit_line(x: Sequence[float] | Samples, y: Sequence[float] | Samples) -> Line
         raise ValueError("a line needs a point")
     intercepts, slopes = _candidates(points_x, points_y)
     deviations = np.abs(intercepts[:, None] + np.outer(slopes, points_x) - points_y)
-    residuals = (deviations / np.maximum(points_y, _LEAST_US)).mean(axis=1)
-    best = int(residuals.argmin())
-    return Line(float(intercepts[best]), float(slopes[best]), float(residuals[best]))
+    scale = np.maximum(points_y, _LEAST_US)
+    best = int((deviations / np.sqrt(scale)).sum(axis=1).argmin())
+    residual = (deviations[best] / scale).mean()
+    return Line(float(intercepts[best]), float(slopes[best]), float(residual))
 
 
 def _candidates(x: Samples, y: Samples) -> tuple[Samples, Samples]:
@@ -120,46 +120,45 @@ def _candidates(x: Samples, y: Samples) -> tuple[Samples, Samples]:
     )
 
 
-def bootstrap(
-    samples: Sequence[Samples],
-    statistic: Callable[[Sequence[Samples]], Sequence[float]],
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    num_resamples: int = 200,
-) -> list[tuple[float, float]]:
-    """Confidence intervals of statistics of several samples, by the percentile bootstrap.
+def resampled_medians(
+    samples: Sequence[Samples], *, seed: int, num_resamples: int = 200
+) -> NDArray[np.float64]:
+    """Medians of samples that are drawn anew from each of the given ones, with replacement.
+
+    Source: Efron, B. (1979), "Bootstrap methods: another look at the jackknife".
 
     Args:
-        samples: each is drawn from by itself, with replacement.
-        statistic: its values for such samples.
+        samples: each is drawn from by itself.
         seed: of the draws.
-        confidence: probability that an interval is to cover.
         num_resamples: how often they are drawn.
 
     Returns:
-        (low, high) of each value.
-
-    Source: Efron, B. (1979), "Bootstrap methods: another look at the jackknife".
+        Shape [num_resamples, number of samples].
     """
     random = np.random.default_rng(seed)
-    values = [
-        statistic([random.choice(sample, sample.size) for sample in samples])
-        for _ in range(num_resamples)
+    medians = [
+        np.median(random.choice(sample, (num_resamples, sample.size)), axis=1) for sample in samples
     ]
+    return np.stack(medians, axis=1)
+
+
+def interval(values: Sequence[float] | Samples, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The middle part of resampled values, as a confidence interval."""
     tail = (1 - confidence) / 2
-    lows, highs = np.quantile(np.array(values, dtype=float), [tail, 1 - tail], axis=0)
-    return [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+    low, high = np.quantile(np.asarray(values, dtype=float), [tail, 1 - tail])
+    return float(low), float(high)
 
 
-def share_a_channel(alone: tuple[float, float], together: tuple[float, float]) -> bool:
-    """Whether two links are one channel, by the rates that each has alone and beside the other.
+def share_a_channel(alone_s: tuple[float, float], together_s: float) -> bool:
+    """Whether two links are one channel, by how long their loads take alone and at once.
 
-    >>> share_a_channel((100, 100), (98, 97)), share_a_channel((100, 40), (55, 19))
+    Loads on links of their own take as long as the longer one; on one channel, as both.
+
+    >>> share_a_channel((1.0, 0.8), 1.1), share_a_channel((1.0, 0.8), 1.7)
     (False, True)
     """
-    kept = sum(busy / free for free, busy in zip(alone, together, strict=True))
-    return kept < _SHARED_BELOW
+    shorter, longer = sorted(alone_s)
+    return together_s > longer + shorter / 2
 
 
 def groups_of(names: Sequence[str], sharing: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -19,12 +19,14 @@ from crosspipe_ray.errors import InputError
 from crosspipe_ray.files import write_atomically
 from crosspipe_ray.link_fit import (
     Exchange,
+    Line,
     Samples,
-    bootstrap,
     clock_offset_ns,
     delays_us,
     fit_line,
+    interval,
     occupancies_us,
+    resampled_medians,
 )
 from crosspipe_ray.parsing import parse_model, read_json
 from crosspipe_ray.problem import Link, Record
@@ -35,6 +37,7 @@ End = int | str
 # A line that is further off than this, on average, gives way to the points themselves.
 _GOOD_RESIDUAL = 0.03
 _US_PER_S = 1e6
+_LEAST_US_PER_BYTE = 1e-9  # where trains take no longer for more bytes
 
 
 class Estimate(Record):
@@ -95,13 +98,20 @@ class MeasuredLink(Record):
         """As in ``us->eu``."""
         return f"{self.src}->{self.dst}"
 
+    @property
+    def is_line(self) -> bool:
+        """Whether overhead and bandwidth say it all; else the points have to."""
+        return self.residual <= _GOOD_RESIDUAL
+
     def latency_at(self, num_bytes: int) -> float:
-        """Latency of messages of a size: what a lone one takes beyond its time in a train.
+        """Latency of messages of a size: what a lone one takes beyond its time on the channel.
 
         A transport may need more round trips for large messages, as object transfer does.
         """
         sizes = [point.num_bytes for point in self.points]
-        latencies = [max(0.0, point.delay_us.value - point.occupancy_us) for point in self.points]
+        latencies = [
+            max(0.0, point.delay_us.value - self._occupancy_us(point)) for point in self.points
+        ]
         return float(np.interp(num_bytes, sizes, latencies))
 
     def link(self, *, message_bytes: int | None = None) -> Link:
@@ -114,19 +124,25 @@ class MeasuredLink(Record):
         if message_bytes is not None:
             latency_us = self.latency_at(message_bytes)
         shift_us = latency_us - self.latency_us.value
-        is_line = self.residual <= _GOOD_RESIDUAL
         return Link(
             src=self.src,
             dst=self.dst,
             channel=self.channel,
             latency_us=latency_us,
             message_overhead_us=self.message_overhead_us.value,
-            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s.value if is_line else None,
-            bandwidth_curve=None if is_line else self._curve(),
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s.value if self.is_line else None,
+            bandwidth_curve=None if self.is_line else self._curve(),
             latency_samples_us=tuple(
                 max(0.0, sample + shift_us) for sample in self.latency_samples_us
             ),
         )
+
+    def _occupancy_us(self, point: SizePoint) -> float:
+        """Of the link that this becomes."""
+        overhead_us = self.message_overhead_us.value
+        if self.is_line:
+            return overhead_us + point.num_bytes / self.bandwidth_bytes_per_s.value * _US_PER_S
+        return max(overhead_us, point.occupancy_us)
 
     def _curve(self) -> tuple[tuple[int, float], ...]:
         """Bandwidth by size, on top of the overhead; small messages may take no more than that."""
@@ -151,6 +167,7 @@ class HostFacts(Record):
     torch: str
     ray: str
     congestion_control: str | None = Field(None, description="of TCP; null: not known")
+    boot_id: str | None = Field(None, description="equal: one kernel, one clock")
 
 
 class LinkProfile(Record):
@@ -218,25 +235,21 @@ def measured_link(
     lone_smallest = [each for each in by_size[0] if len(each.arrived_ns) == 1]
     offset_ns = 0.0 if has_common_clock else clock_offset_ns(lone_smallest)
     points = tuple(_point(group, offset_ns, seed) for group in by_size)
-    trains = [occupancies_us(group) for group in by_size]
     sizes = [point.num_bytes for point in points]
+    trains = [occupancies_us(group) for group in by_size]
+    line = fit_line(sizes, [float(np.median(train)) for train in trains])
+    redrawn = [fit_line(sizes, medians) for medians in resampled_medians(trains, seed=seed)]
     delays = delays_us(lone_smallest, offset_ns=offset_ns)
-
-    def fit(samples: Sequence[Samples]) -> tuple[float, float]:
-        line = fit_line(sizes, [float(np.median(sample)) for sample in samples])
-        return line.intercept, _US_PER_S / max(line.slope, 1e-9)
-
-    overhead, bandwidth = map(_estimate, fit(trains), bootstrap(trains, fit, seed=seed))
+    latencies = np.maximum(delays - (line.intercept + line.slope * sizes[0]), 0.0)
     spread = np.quantile(delays - delays.min(), [0.5, 0.95, 0.99])
-    latencies = np.maximum(delays - points[0].occupancy_us, 0.0)
     return MeasuredLink(
         src=src,
         dst=dst,
         transport=transport,
         latency_us=_median(latencies, seed=seed),
-        message_overhead_us=overhead,
-        bandwidth_bytes_per_s=bandwidth,
-        residual=fit_line(sizes, [float(np.median(sample)) for sample in trains]).residual,
+        message_overhead_us=_estimate(line.intercept, [each.intercept for each in redrawn]),
+        bandwidth_bytes_per_s=_estimate(_rate(line), [_rate(each) for each in redrawn]),
+        residual=line.residual,
         jitter_us=Quantiles(p50=spread[0], p95=spread[1], p99=spread[2]),
         has_common_clock=has_common_clock,
         num_samples=len(exchanges),
@@ -261,16 +274,16 @@ def _point(exchanges: Sequence[Exchange], offset_ns: float, seed: int) -> SizePo
     )
 
 
-def _median(samples: Samples, *, seed: int) -> Estimate:
-    def median(drawn: Sequence[Samples]) -> tuple[float]:
-        return (float(np.median(drawn[0])),)
-
-    [value], [interval] = median([samples]), bootstrap([samples], median, seed=seed)
-    return _estimate(value, interval)
+def _rate(line: Line) -> float:
+    return _US_PER_S / max(line.slope, _LEAST_US_PER_BYTE)
 
 
-def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
-    low, high = interval
+def _median(sample: Samples, *, seed: int) -> Estimate:
+    return _estimate(float(np.median(sample)), resampled_medians([sample], seed=seed)[:, 0])
+
+
+def _estimate(value: float, redrawn: Sequence[float] | Samples) -> Estimate:
+    low, high = interval(redrawn)
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 

@@ -128,6 +128,20 @@ def release(end: LaneEnd) -> None:
     end.send(_numbers(*_STOP)).wait(timeout_s=end.timeout_s)
 
 
+def push(end: LaneEnd, *, num_bytes: int, num_messages: int) -> None:
+    """Sends messages that the other end knows of: nothing travels the way back."""
+    message = torch.zeros(num_bytes, dtype=torch.uint8, device=end.device)
+    for handle in [end.send(message) for _ in range(num_messages)]:
+        handle.wait(timeout_s=end.timeout_s)
+
+
+def pull(end: LaneEnd, *, num_bytes: int, num_messages: int) -> None:
+    """Receives what the other end pushes."""
+    intos = torch.ones(num_messages, num_bytes, dtype=torch.uint8, device=end.device)
+    for handle in [end.receive(into) for into in intos]:
+        handle.wait(timeout_s=end.timeout_s)
+
+
 def measure_lane(end: LaneEnd, settings: ProbeSettings) -> list[Exchange]:
     """Asks for all that a link's estimate needs, then releases the sender.
 
