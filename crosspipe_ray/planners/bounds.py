@@ -1,210 +1,184 @@
 """What no schedule can beat: lower bounds on the makespan, and how far from the end each op is.
 
-A head is the earliest possible start of an op, a tail the least time from its start to the end of
-the step; both follow data dependencies, messages on free channels and the work that the same rank
-must do before or after. Any set of ops that shares a rank, or any set of messages that shares a
-channel, needs at least its least head, all its work, and its least tail.
+`relaxation` gives every op a head (earliest start) and a tail (least time from its end to the end
+of the step). From them:
+
+- an op alone needs head + duration + tail;
+- a rank needs at least the optimum of its ops as one machine with heads and tails that may be
+  preempted (Jackson's rule: always run the released op with the longest tail; optimal, Horn 1974);
+- a channel is such a machine for its messages, whose tails begin with the latency;
+- a rank is idle while its memory is full (`memory_bound`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
 
-from crosspipe_ray.costs import StageCosts, activation_limit_bytes, stage_costs
+import numpy as np
+
+from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
+from crosspipe_ray.planners.memory_bound import memory_bound
+from crosspipe_ray.planners.relaxation import (
+    NUM_KINDS,
+    Times,
+    heads_of,
+    least_durations,
+    mirrored,
+    relax,
+)
 from crosspipe_ray.problem import Problem
 
-_KINDS_TOGETHER = (
-    (Kind.F, Kind.I, Kind.W),
-    (Kind.F, Kind.I),
-    (Kind.I, Kind.W),
-    (Kind.F,),
-    (Kind.I,),
-)
+_MOST_EXACT = 300_000  # jobs, over all machines; above, heads and tails are tried in a coarse grid
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bounds of one problem, in nanoseconds.
+
+    Attributes:
+        makespan_ns: no schedule is shorter.
+        heads: shape (stages, 3, microbatches): no F, I (or B), W starts earlier.
+        tails: same shape: least time from an op's end to the end of the step.
+    """
+
+    makespan_ns: int
+    heads: Times
+    tails: Times
+
+
+def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bounds:
+    """All bounds of a problem with stages.
+
+    Args:
+        problem: with stages; that it fits its memory is not checked.
+        costs: of the problem, if they are at hand.
+    """
+    costs = stage_costs(problem) if costs is None else costs
+    relaxation = relax(problem, costs)
+    shape = (len(costs), NUM_KINDS, problem.num_microbatches)
+    heads = heads_of(relaxation).reshape(shape)
+    tails = heads_of(mirrored(relaxation, costs))[:, ::-1].reshape(shape)
+    durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
+    makespan = int((heads + durations[:, :, None] + tails).max())
+    makespan = max(makespan, *_collective_loads(problem, costs))
+    makespan = max(makespan, memory_bound(problem, costs, heads, durations, tails))
+    machines = [
+        *_rank_jobs(problem, heads, durations, tails),
+        *_channel_jobs(costs, heads, durations, tails),
+        *_reduce_jobs(problem, costs, heads + durations[:, :, None]),
+    ]
+    exact = sum(len(jobs[0]) for jobs in machines) <= _MOST_EXACT
+    for jobs in machines:
+        makespan = max(makespan, jackson_bound(*jobs) if exact else _coarse_bound(*jobs))
+    return Bounds(makespan, heads, tails)
 
 
 def lower_bound_ns(problem: Problem) -> int:
-    """The largest of the chain, rank-load and channel-load bounds, in nanoseconds."""
-    costs = stage_costs(problem)
-    heads, tails = _Chain.heads(problem, costs), _Chain.tails(problem, costs)
-    bounds = [
-        heads.of(stage, kind) + tails.of(stage, kind)
-        for stage in range(len(costs))
-        for kind in (Kind.F, Kind.I)
-    ]
-    bounds += [cost.gather_ns + cost.reduce_ns for cost in costs]
-    bounds += _rank_loads(problem, costs, heads, tails)
-    bounds += _channel_loads(problem, costs, heads, tails)
-    return max(bounds)
+    """No schedule of the problem is shorter than this, in nanoseconds."""
+    return bounds_of(problem).makespan_ns
 
 
-def tail_table_ns(problem: Problem, costs: Sequence[StageCosts]) -> dict[Kind, list[list[int]]]:
-    """Least time from the start of an op to the end of the step, by kind, stage and microbatch.
+def tail_table_ns(
+    problem: Problem, costs: Sequence[StageCosts], *, bounds: Bounds | None = None
+) -> dict[Kind, list[list[int]]]:
+    """Least time from the start of an op to the end of the step, by kind, stage and microbatch."""
+    tails = (bounds or bounds_of(problem, costs)).tails
+    durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
+    from_start = tails + durations[:, :, None]
+    return {kind: from_start[:, kind].tolist() for kind in (Kind.F, Kind.I, Kind.W)}
 
-    The later microbatches of the stage count too: F of microbatch m has M - m of F, I and W still
-    before it. Where memory for only L microbatches is there, F of m + L also waits for W of m.
+
+def jackson_bound(heads: Times, durations: Times, tails: Times) -> int:
+    """Optimum of one machine with heads and tails when jobs may be preempted.
+
+    >>> jackson_bound(np.array([0, 1]), np.array([4, 1]), np.array([0, 6]))
+    8
     """
-    num_microbatches, num_stages = problem.num_microbatches, len(costs)
-    tails = {
-        kind: [[0] * (num_microbatches + 1) for _ in costs] for kind in (Kind.F, Kind.I, Kind.W)
-    }
-    windows = [_window(problem, costs, stage) for stage in range(num_stages)]
-    for m in range(num_microbatches - 1, -1, -1):
-        for stage, cost in enumerate(costs):
-            _backward_tails(problem, tails, stage, m, cost, windows[stage])
-        for stage in range(num_stages - 1, -1, -1):
-            _forward_tail(problem, tails, stage, m, costs[stage])
-    return tails
+    in_order = np.argsort(heads, kind="stable")
+    jobs = zip(
+        heads[in_order].tolist(),
+        durations[in_order].tolist(),
+        tails[in_order].tolist(),
+        strict=True,
+    )
+    waiting: list[tuple[int, int]] = []  # (-tail, time left)
+    now = bound = 0
+    for head, duration, tail in jobs:
+        while waiting and now < head:
+            negative_tail, left = heappop(waiting)
+            run = min(left, head - now)
+            now += run
+            if run < left:
+                heappush(waiting, (negative_tail, left - run))
+            else:
+                bound = max(bound, now - negative_tail)
+        now = max(now, head)
+        if duration:
+            heappush(waiting, (-tail, duration))
+        else:
+            bound = max(bound, head + tail)
+    while waiting:
+        negative_tail, left = heappop(waiting)
+        now += left
+        bound = max(bound, now - negative_tail)
+    return bound
 
 
-def _backward_tails(
-    problem: Problem,
-    tails: dict[Kind, list[list[int]]],
-    stage: int,
-    m: int,
-    cost: StageCosts,
-    window: int,
-) -> None:
-    backward, weight = _split_durations(problem, stage, cost)
-    blocked = tails[Kind.F][stage][m + window] if m + window < problem.num_microbatches else 0
-    tails[Kind.W][stage][m] = weight + max(tails[Kind.W][stage][m + 1], blocked, cost.reduce_ns)
-    left = problem.num_microbatches - m
-    followers = [tails[Kind.W][stage][m], backward * (left - 1) + weight * left]
-    if cost.gradient:
-        followers.append(cost.gradient.delay_ns + tails[Kind.I][stage - 1][m])
-    tails[Kind.I][stage][m] = backward + max(followers)
+def _coarse_bound(heads: Times, durations: Times, tails: Times) -> int:
+    """For some h and q: h + work of the jobs with heads from h and tails from q on + q."""
+    bound = 0
+    for share in (0.0, 0.001, 0.01, 0.1, 0.5):
+        for tail_share in (0.0, 0.001, 0.01, 0.1, 0.5):
+            head, tail = np.quantile(heads, share), np.quantile(tails, tail_share)
+            chosen = (heads >= head) & (tails >= tail)
+            if chosen.any():
+                work = int(durations[chosen].sum())
+                bound = max(bound, int(heads[chosen].min()) + work + int(tails[chosen].min()))
+    return bound
 
 
-def _forward_tail(
-    problem: Problem, tails: dict[Kind, list[list[int]]], stage: int, m: int, cost: StageCosts
-) -> None:
-    forward = cost.duration_ns[Kind.F]
-    left = problem.num_microbatches - m
-    followers = [
-        forward * (left - 1) + sum(_split_durations(problem, stage, cost)) * left,
-        tails[Kind.I][stage][m],
-    ]
-    if cost.output:
-        followers.append(cost.output.delay_ns + tails[Kind.F][stage + 1][m])
-    tails[Kind.F][stage][m] = forward + max(followers)
-
-
-def _window(problem: Problem, costs: Sequence[StageCosts], stage: int) -> int:
-    """Microbatches that a stage can hold at most.
-
-    All of them, where its rank has no limit or holds several stages.
-    """
-    rank = costs[stage].rank
-    limit, size = activation_limit_bytes(problem, rank), costs[stage].activation_bytes
-    if limit is None or not size or len(problem.stages_of_rank[rank]) > 1:
-        return problem.num_microbatches
-    return max(1, limit // size)
-
-
-def _split_durations(problem: Problem, stage: int, cost: StageCosts) -> tuple[int, int]:
-    """Least time of I and W, or of B and nothing.
-
-    Any stage may run B, which pays the rank's op overhead once.
-    """
-    _, backward, weight, both = cost.duration_ns
-    return (both, 0) if problem.is_fused(stage) else (backward, min(weight, both - backward))
-
-
-class _Chain:
-    """Heads or tails of microbatch chains by (stage, kind); B counts as I with an empty W."""
-
-    def __init__(self, values: dict[tuple[int, Kind], int]) -> None:
-        self._values = values
-
-    def of(self, stage: int, kind: Kind) -> int:
-        return self._values[stage, kind]
-
-    @classmethod
-    def heads(cls, problem: Problem, costs: Sequence[StageCosts]) -> _Chain:
-        values: dict[tuple[int, Kind], int] = {}
-        for stage, cost in enumerate(costs):
-            before = costs[stage - 1] if stage else None
-            arrived = (
-                values[stage - 1, Kind.F] + before.duration_ns[Kind.F] + _delay(before, Kind.F)
-                if before
-                else 0
-            )
-            values[stage, Kind.F] = max(cost.gather_ns, arrived)
-        for stage in range(len(costs) - 1, -1, -1):
-            after = costs[stage + 1] if stage + 1 < len(costs) else None
-            own = values[stage, Kind.F] + costs[stage].duration_ns[Kind.F]
-            if after:
-                own = max(
-                    own,
-                    values[stage + 1, Kind.I]
-                    + _split_durations(problem, stage + 1, after)[0]
-                    + _delay(after, Kind.I),
-                )
-            values[stage, Kind.I] = own
-            values[stage, Kind.W] = own + _split_durations(problem, stage, costs[stage])[0]
-        return cls(values)
-
-    @classmethod
-    def tails(cls, problem: Problem, costs: Sequence[StageCosts]) -> _Chain:
-        """From the start of an op of the last microbatch."""
-        values: dict[tuple[int, Kind], int] = {}
-        for stage, cost in enumerate(costs):
-            backward, weight = _split_durations(problem, stage, cost)
-            values[stage, Kind.W] = weight + cost.reduce_ns
-            after = values[stage, Kind.W]
-            if stage:
-                after = max(after, _delay(cost, Kind.I) + values[stage - 1, Kind.I])
-            values[stage, Kind.I] = backward + after
-        for stage in range(len(costs) - 1, -1, -1):
-            after = values[stage, Kind.I]
-            if stage + 1 < len(costs):
-                after = max(after, _delay(costs[stage], Kind.F) + values[stage + 1, Kind.F])
-            values[stage, Kind.F] = costs[stage].duration_ns[Kind.F] + after
-        return cls(values)
-
-
-def _delay(cost: StageCosts, kind: Kind) -> int:
-    transfer = cost.transfer(kind)
-    return transfer.delay_ns if transfer else 0
-
-
-def _durations(problem: Problem, stage: int, cost: StageCosts) -> dict[Kind, int]:
-    backward, weight = _split_durations(problem, stage, cost)
-    return {Kind.F: cost.duration_ns[Kind.F], Kind.I: backward, Kind.W: weight}
-
-
-def _rank_loads(
-    problem: Problem, costs: Sequence[StageCosts], heads: _Chain, tails: _Chain
-) -> list[int]:
-    """For sets of kinds on one rank: least head, all work, least rest of the step after an op."""
-    bounds = []
+def _rank_jobs(
+    problem: Problem, heads: Times, durations: Times, tails: Times
+) -> Iterator[tuple[Times, Times, Times]]:
     for stages in problem.stages_of_rank:
-        durations = {stage: _durations(problem, stage, costs[stage]) for stage in stages}
-        for kinds in _KINDS_TOGETHER:
-            ops = [(stage, kind) for stage in stages for kind in kinds]
-            work = sum(durations[stage][kind] for stage, kind in ops) * problem.num_microbatches
-            rest = min(tails.of(stage, kind) - durations[stage][kind] for stage, kind in ops)
-            bounds.append(min(heads.of(stage, kind) for stage, kind in ops) + work + rest)
-    return bounds
+        chosen = list(stages)
+        work = np.repeat(durations[chosen].ravel(), problem.num_microbatches)
+        yield heads[chosen].ravel(), work, tails[chosen].ravel()
 
 
-def _channel_loads(
-    problem: Problem, costs: Sequence[StageCosts], heads: _Chain, tails: _Chain
-) -> list[int]:
-    """Per channel: the first message's head, all occupancy, and what follows the last message."""
-    users: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+def _collective_loads(problem: Problem, costs: Sequence[StageCosts]) -> Iterator[int]:
+    """Per rank, the work of its data-parallel channel."""
+    for stages in problem.stages_of_rank:
+        yield sum(costs[stage].gather_ns + costs[stage].reduce_ns for stage in stages)
+
+
+def _reduce_jobs(
+    problem: Problem, costs: Sequence[StageCosts], ends: Times
+) -> Iterator[tuple[Times, Times, Times]]:
+    """Per rank, its reductions: from the end of the last W on."""
+    for stages in problem.stages_of_rank:
+        work = np.array([costs[stage].reduce_ns for stage in stages])
+        if work.any():
+            yield ends[list(stages), Kind.W, -1], work, np.zeros_like(work)
+
+
+def _channel_jobs(
+    costs: Sequence[StageCosts], heads: Times, durations: Times, tails: Times
+) -> Iterator[tuple[Times, Times, Times]]:
+    users: dict[int, list[tuple[Times, Times, Times]]] = defaultdict(list)
     for stage, cost in enumerate(costs):
-        durations = _durations(problem, stage, cost)
         for kind, receiver in ((Kind.F, stage + 1), (Kind.I, stage - 1)):
             transfer = cost.transfer(kind)
-            if transfer and transfer.route:
-                ready = heads.of(stage, kind) + durations[kind]
-                rest = transfer.route.latency_ns + tails.of(receiver, kind)
-                users[transfer.route.channel].append((ready, transfer.occupancy_ns, rest))
-    return [
-        min(ready for ready, _, _ in messages)
-        + sum(occupancy for _, occupancy, _ in messages) * problem.num_microbatches
-        + min(rest for _, _, rest in messages)
-        for messages in users.values()
-    ]
+            if transfer and transfer.route and transfer.occupancy_ns:
+                ready = heads[stage, kind] + durations[stage, kind]
+                rest = tails[receiver, kind] + durations[receiver, kind] + transfer.route.latency_ns
+                users[transfer.route.channel].append(
+                    (ready, np.full(len(ready), transfer.occupancy_ns), rest)
+                )
+    for messages in users.values():
+        ready, occupancy, rest = (np.concatenate(column) for column in zip(*messages, strict=True))
+        yield ready, occupancy, rest

@@ -7,14 +7,17 @@ With p ranks and M microbatches; r is a rank. Where F = I = W = 1 and links cost
     1f1b         1                3 (M + p - 1)    p - r
     interleaved  v, in a loop     3 (v M + p - 1)  (v + 1) p - 2 r - 1, each of 1/v the size
     zb-h1        1                3 M + p - 1      p
+    zb-h2        1                3 M + p - 1      2 p - 1
     zb-v         2, in a wave     6 M + p - 1      2 p, each of half the size
+    dualpipe-v   2, in a wave     6 M + p - 1      2 p + 1, each of half the size
 
-This holds for M >= 2 p - 1, and never more than v M are in flight; interleaved and zb-v count in
+This holds for M >= 2 p, and never more than v M are in flight; interleaved and zb-v count in
 units of their own, smaller stages.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from crosspipe_ray.errors import ProblemError
@@ -67,6 +70,29 @@ def zb_h1(problem: Problem) -> Schedule:
                 yield from count.next(stage, Kind.W)
             yield from count.next(stage, Kind.F)
         for _ in range(stage):
+            yield from count.next(stage, Kind.W)
+
+    return _per_stage(problem, ops)
+
+
+def zb_h2(problem: Problem) -> Schedule:
+    """No rank is idle between its first and last op, for twice the memory (Qi et al., 2024).
+
+    Rank s runs F^(2(p-s)-1), (I F)^2s, (I W F)*, (I W)*, and the W's that are left.
+    """
+    _require(problem, "zb-h2", Pattern.ONE_PER_RANK)
+    num_stages = len(problem.stages)
+
+    def ops(stage: int) -> Iterator[Op]:
+        count = _Counter(problem.num_microbatches)
+        for _ in range(2 * (num_stages - stage) - 1):
+            yield from count.next(stage, Kind.F)
+        for microbatch in range(problem.num_microbatches):
+            yield from count.next(stage, Kind.I)
+            if microbatch >= 2 * stage:
+                yield from count.next(stage, Kind.W)
+            yield from count.next(stage, Kind.F)
+        for _ in range(2 * stage):
             yield from count.next(stage, Kind.W)
 
     return _per_stage(problem, ops)
@@ -136,6 +162,51 @@ def _zb_v_rank(problem: Problem, position: int) -> Iterator[Op]:
             yield from count.next(stage, Kind.W)
 
 
+def dualpipe_v(problem: Problem) -> Schedule:
+    """DualPipe cut in half (DeepSeek; Sea AI Lab, 2025): a wave whose pairs overlap F with B.
+
+    A rank runs one op at a time here, so a pair is F, then B. With fewer than 2 p microbatches it
+    is the schedule of that many, less the ops that are too many.
+    """
+    _require(problem, "dualpipe-v", Pattern.WAVE)
+    return Schedule.of(_dualpipe_v_rank(problem, stages[0]) for stages in problem.stages_of_rank)
+
+
+def _dualpipe_v_rank(problem: Problem, position: int) -> Iterator[Op]:
+    num_ranks = len(problem.ranks)
+    down, up = position, 2 * num_ranks - 1 - position
+    num_full = max(2 * num_ranks, problem.num_microbatches)
+    count = _Counter(num_full, num_kept=problem.num_microbatches)
+    before, after = num_ranks - position - 1, position + 1  # ranks towards the turn, and the others
+    for _ in range(2 * before):
+        yield from count.next(down, Kind.F)
+    for _ in range(after):
+        yield from count.next(down, Kind.F)
+        yield from count.next(up, Kind.F)
+    for _ in range(before):
+        yield from count.backward(up, is_split=True)
+        yield from count.put_off_weight()
+        yield from count.next(up, Kind.F)
+    for _ in range(num_full - 2 * num_ranks + after):
+        yield from count.next(down, Kind.F)
+        yield from count.backward(up)
+        yield from count.next(up, Kind.F)
+        yield from count.backward(down)
+    for _ in range(before):
+        yield from count.backward(up)
+        yield from count.next(up, Kind.F)
+        yield from count.backward(down)
+    half, odd = divmod(after, 2)
+    for i in range(after):
+        yield from count.backward(up, is_split=i >= half + odd)
+        yield from count.backward(down, is_split=i >= half)
+    for _ in range(before):
+        yield from count.put_off_weight()
+        yield from count.backward(down, is_split=True)
+    for _ in range(after):
+        yield from count.put_off_weight()
+
+
 def forward_only(problem: Problem) -> Schedule:
     """Every microbatch through all stages, oldest first, on any placement: an evaluation."""
     return Schedule.of(
@@ -155,6 +226,7 @@ class _Counter:
         self._num_microbatches = num_microbatches
         self._num_kept = num_microbatches if num_kept is None else num_kept
         self._done: dict[tuple[int, Kind], int] = {}
+        self._weights: deque[Op] = deque()
 
     def done(self, stage: int, kind: Kind) -> int:
         return self._done.get((stage, kind), 0)
@@ -165,6 +237,21 @@ class _Counter:
             self._done[stage, kind] = microbatch + 1
             if microbatch < self._num_kept:
                 yield Op(stage, kind, microbatch)
+
+    def backward(self, stage: int, *, is_split: bool = False) -> Iterator[Op]:
+        """B; or I, with its W put off."""
+        microbatch = self.done(stage, Kind.B)
+        self._done[stage, Kind.B] = microbatch + 1
+        if is_split:
+            self._weights.append(Op(stage, Kind.W, microbatch))
+        if microbatch < self._num_kept:
+            yield Op(stage, Kind.I if is_split else Kind.B, microbatch)
+
+    def put_off_weight(self) -> Iterator[Op]:
+        """The oldest W that was put off."""
+        weight = self._weights.popleft()
+        if weight.microbatch is not None and weight.microbatch < self._num_kept:
+            yield weight
 
     def each(self, stage: int, *kinds: Kind) -> Iterator[Op]:
         for kind in kinds:
@@ -193,7 +280,7 @@ def _require(problem: Problem, method: str, pattern: Pattern) -> None:
             f"stages: {method} needs the placement '{pattern.value}' ({pattern.meaning}); "
             f"the stages are on ranks {_brief(problem.rank_of_stage)}"
         )
-    if method.startswith("zb-"):
+    if method.startswith("zb-") or method == "dualpipe-v":
         fused = [stage for stage in range(len(problem.stages)) if problem.is_fused(stage)]
         if fused:
             raise ProblemError(

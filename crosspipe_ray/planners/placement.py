@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import groupby
 
 import numpy as np
 
@@ -12,57 +13,99 @@ from crosspipe_ray.problem import Layer, Problem, Stage
 
 
 class Pattern(Enum):
-    """A rule from stages to positions in the pipeline's order of ranks."""
+    """A rule from stages to positions in the pipeline's order of ranks.
+
+    The regional patterns make all visits to the ranks of a region before they go on to the next: as
+    fine-grained as a wave or loop over all ranks, but a microbatch crosses each border between
+    regions only twice.
+    """
 
     ONE_PER_RANK = "one_per_rank"
     WAVE = "wave"
     LOOP = "loop"
+    REGION_WAVE = "region_wave"
+    REGION_LOOP = "region_loop"
 
     @property
     def meaning(self) -> str:
         """One line for a person."""
         return _MEANINGS[self]
 
-    def positions(self, num_ranks: int, num_stages_per_rank: int) -> list[int]:
+    @property
+    def is_regional(self) -> bool:
+        """Whether visits are repeated within each region."""
+        return self in (Pattern.REGION_WAVE, Pattern.REGION_LOOP)
+
+    def positions(
+        self, num_ranks: int, num_stages_per_rank: int, *, region_sizes: Sequence[int] = ()
+    ) -> list[int]:
         """Position of each stage.
+
+        Args:
+            num_ranks: positions.
+            num_stages_per_rank: visits to each.
+            region_sizes: numbers of ranks in the pipeline's order, for the regional patterns;
+                default: one region.
 
         >>> Pattern.WAVE.positions(3, 2), Pattern.LOOP.positions(3, 2)
         ([0, 1, 2, 2, 1, 0], [0, 1, 2, 0, 1, 2])
+        >>> Pattern.REGION_WAVE.positions(4, 2, region_sizes=(2, 2))
+        [0, 1, 1, 0, 2, 3, 3, 2]
         """
-        down = list(range(num_ranks))
-        rounds = [
-            down if self is not Pattern.WAVE or i % 2 == 0 else down[::-1]
-            for i in range(num_stages_per_rank)
-        ]
-        return [position for visit in rounds for position in visit]
+        turns = self in (Pattern.WAVE, Pattern.REGION_WAVE)
+        sizes = region_sizes if self.is_regional and region_sizes else (num_ranks,)
+        positions: list[int] = []
+        for size in sizes:
+            first = len(positions) // num_stages_per_rank
+            down = list(range(first, first + size))
+            for visit in range(num_stages_per_rank):
+                positions += down[::-1] if turns and visit % 2 else down
+        return positions
 
     def allows(self, num_stages_per_rank: int) -> bool:
         """Whether ranks may hold this many stages each."""
-        return {
-            Pattern.ONE_PER_RANK: num_stages_per_rank == 1,
-            Pattern.WAVE: num_stages_per_rank == 2,
-            Pattern.LOOP: num_stages_per_rank >= 2,
-        }[self]
+        if self is Pattern.ONE_PER_RANK:
+            return num_stages_per_rank == 1
+        return num_stages_per_rank == 2 or (self is not Pattern.WAVE and num_stages_per_rank > 2)
 
 
 _MEANINGS = {
     Pattern.ONE_PER_RANK: "one stage on every rank, in any order of ranks",
     Pattern.WAVE: "two stages per rank in a V: down the ranks and back up",
     Pattern.LOOP: "two or more stages per rank: down the ranks, and down again",
+    Pattern.REGION_WAVE: "two or more stages per rank: down and back up within each region",
+    Pattern.REGION_LOOP: "two or more stages per rank: down and down again within each region",
 }
 
 
 def follows(problem: Problem, pattern: Pattern) -> bool:
-    """Whether a problem's stages follow a pattern, in the order of ranks of its first stages."""
-    num_ranks, ranks = len(problem.ranks), problem.rank_of_stage
-    num_visits, left_over = divmod(len(ranks), num_ranks)
-    if left_over or len(set(ranks[:num_ranks])) != num_ranks or not pattern.allows(num_visits):
+    """Whether a problem's stages follow a pattern, in the order in which they visit the ranks."""
+    ranks = problem.rank_of_stage
+    order = list(dict.fromkeys(ranks))
+    regions = region_sizes(problem, order)
+    num_visits, left_over = divmod(len(ranks), len(order))
+    if left_over or not pattern.allows(num_visits):
         return False
-    return [ranks[position] for position in pattern.positions(num_ranks, num_visits)] == list(ranks)
+    if pattern.is_regional and len(regions) == 1:
+        return False  # it is a wave or loop
+    positions = pattern.positions(len(order), num_visits, region_sizes=regions)
+    return [order[position] for position in positions] == list(ranks)
 
 
-def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Problem:
+def place(
+    problem: Problem,
+    pattern: Pattern,
+    *,
+    num_stages_per_rank: int,
+    order: Sequence[int] | None = None,
+) -> Problem:
     """Makes stages of a problem's layers: contiguous, of about equal work, placed by the pattern.
+
+    Args:
+        problem: with layers.
+        pattern: of the placement.
+        num_stages_per_rank: visits to each rank.
+        order: ranks as the pipeline goes through them; default: by index.
 
     Returns:
         The problem with ``stages`` in place of ``layers``.
@@ -70,7 +113,10 @@ def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Pr
     Raises:
         ProblemError: more stages than layers.
     """
-    positions = pattern.positions(len(problem.ranks), num_stages_per_rank)
+    order = range(len(problem.ranks)) if order is None else order
+    positions = pattern.positions(
+        len(order), num_stages_per_rank, region_sizes=region_sizes(problem, order)
+    )
     if len(positions) > len(problem.layers):
         raise ProblemError(
             f"{len(positions)} stages ({num_stages_per_rank} on each of {len(problem.ranks)} "
@@ -83,7 +129,7 @@ def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Pr
     ]
     cuts = balanced_cuts(work, len(positions))
     stages = [
-        _stage(problem.layers[first:end], first, position)
+        _stage(problem.layers[first:end], first, order[position])
         for position, first, end in zip(positions, cuts[:-1], cuts[1:], strict=True)
     ]
     return Problem.model_validate(
@@ -91,6 +137,12 @@ def place(problem: Problem, pattern: Pattern, *, num_stages_per_rank: int) -> Pr
             update={"layers": (), "num_stages_per_rank": None, "stages": tuple(stages)}
         ).model_dump()
     )
+
+
+def region_sizes(problem: Problem, order: Sequence[int]) -> list[int]:
+    """Lengths of the runs of ranks of one cluster, in the pipeline's order."""
+    clusters = [problem.ranks[rank].cluster for rank in order]
+    return [len(list(run)) for _, run in groupby(clusters)]
 
 
 def balanced_cuts(work: Sequence[float], num_parts: int) -> list[int]:

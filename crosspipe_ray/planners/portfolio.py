@@ -1,55 +1,38 @@
-"""From a problem to a plan: the methods by name, and `auto`, the best of all that fit."""
+"""From a problem to a plan: one method by its name, or `auto`, the best of all that fit.
+
+With several placements to choose from, `auto` first gives each a short look by every method, then
+the best ones a longer one; the rest of the time is the solver's, on the best.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
 from crosspipe_ray.lowering import lower
 from crosspipe_ray.plan import Plan, Status
-from crosspipe_ray.planners import fixed
-from crosspipe_ray.planners.bounds import lower_bound_ns
-from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy
-from crosspipe_ray.planners.placement import Pattern, follows, place
+from crosspipe_ray.planners.bounds import Bounds, bounds_of
+from crosspipe_ray.planners.candidates import Candidate, candidates
+from crosspipe_ray.planners.methods import METHODS, Budget, Found, Method
+from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.placement import Pattern, follows
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.schedule import validate
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 
+__all__ = ["AUTO", "METHODS", "Attempt", "Budget", "Method", "check_method", "plan"]
+
 AUTO = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a planner may spend.
-
-    Attributes:
-        time_limit_s: wall-clock time for the whole plan.
-        iterations: attempts per search; where the clock does not cut in, results depend on it and
-            the seed alone.
-        seed: of every search.
-    """
-
-    time_limit_s: float = 5.0
-    iterations: int = DEFAULT_ITERATIONS
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A named way to a schedule.
-
-    Attributes:
-        pattern: the placement that it needs; None: any.
-    """
-
-    name: str
-    summary: str
-    pattern: Pattern | None
-    schedule: Callable[[Problem, Budget], Schedule]
+_LOOK_ITERATIONS = 12
+_LOOK_SHARE = 0.4  # of the time: for a short look at every placement
+_NUM_FAVOURITES = 3
+_LARGE_SHARE = 0.8  # of the time: for greedy on a problem that is too large for the solver
+_MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
+_MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,44 +43,6 @@ class Attempt:
     placement: str
     plan: Plan | None
     error: InfeasibleError | InputError | None = None
-
-
-def _greedy(problem: Problem, budget: Budget) -> Schedule:
-    return greedy(
-        problem, time_limit_s=budget.time_limit_s, iterations=budget.iterations, seed=budget.seed
-    )
-
-
-def _fixed(schedule: Callable[[Problem], Schedule]) -> Callable[[Problem, Budget], Schedule]:
-    """A fixed schedule needs no budget."""
-    return lambda problem, _: schedule(problem)
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "gpipe", "all forwards, then all backwards", Pattern.ONE_PER_RANK, _fixed(fixed.gpipe)
-        ),
-        Method(
-            "1f1b",
-            "one forward, one backward",
-            Pattern.ONE_PER_RANK,
-            _fixed(fixed.one_forward_one_backward),
-        ),
-        Method(
-            "interleaved", "1f1b over stages in a loop", Pattern.LOOP, _fixed(fixed.interleaved)
-        ),
-        Method(
-            "zb-h1",
-            "split backward in the memory of 1f1b",
-            Pattern.ONE_PER_RANK,
-            _fixed(fixed.zb_h1),
-        ),
-        Method("zb-v", "split backward over stages in a wave", Pattern.WAVE, _fixed(fixed.zb_v)),
-        Method("greedy", "knows links and memory; any placement", None, _greedy),
-    )
-}
 
 
 def plan(
@@ -123,13 +68,14 @@ def plan(
         InfeasibleError: memory is too small.
     """
     check_method(method)
-    budget = budget or Budget()
-    started = time.monotonic()
+    clock = _Clock(budget or Budget())
+    places = [_Place(problem, each) for each in candidates(problem, patterns)]
     attempts = []
-    for attempt in _attempts(problem, method, budget, patterns, started):
+    search = _try_all(places, clock) if method == AUTO else _try_one(places, METHODS[method], clock)
+    for attempt in search:
         on_attempt(attempt)
         attempts.append(attempt)
-    return _best(attempts, method, wall_s=time.monotonic() - started)
+    return _best(attempts, method, wall_s=clock.elapsed_s)
 
 
 def check_method(method: str) -> None:
@@ -143,73 +89,174 @@ def check_method(method: str) -> None:
         raise ProblemError(f"method '{method}': no such method; there are {known}")
 
 
-def _attempts(
-    problem: Problem, method: str, budget: Budget, patterns: Sequence[Pattern], started: float
-) -> Iterator[Attempt]:
-    """Every method that is asked for on every placement that fits it."""
-    chosen = list(METHODS.values()) if method == AUTO else [METHODS[method]]
-    pairs = [
-        (each, pattern)
-        for each in chosen
-        for pattern in _placements(problem, each, patterns, is_only_one=method != AUTO)
-    ]
-    for done, (each, pattern) in enumerate(pairs):
-        left_s = max(0.0, budget.time_limit_s - (time.monotonic() - started))
-        share = replace(budget, time_limit_s=left_s / (len(pairs) - done))
-        yield _attempt(problem, each, pattern, share)
+class _Clock:
+    """The budget and what is left of its time."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._started = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time spent so far."""
+        return time.monotonic() - self._started
+
+    def share(self, part: float, *, iterations: int | None = None) -> Budget:
+        """A part of what is left, with at most so many iterations."""
+        left_s = max(0.0, self.budget.time_limit_s - self.elapsed_s)
+        most = self.budget.iterations
+        return replace(
+            self.budget,
+            time_limit_s=part * left_s,
+            iterations=most if iterations is None else min(most, iterations),
+        )
 
 
-def _placements(
-    problem: Problem, method: Method, patterns: Sequence[Pattern], *, is_only_one: bool
-) -> list[Pattern | None]:
-    """The problem's own placement (None), or the patterns that the method can use on its layers.
+@dataclass(slots=True)
+class _Place:
+    """A placement, and the best of what was found on it."""
 
-    The only method that is asked for is tried where it does not fit too, so that it says why.
-    """
-    if problem.stages:
-        fits = method.pattern is None or follows(problem, method.pattern)
-        return [None] if fits or is_only_one else []
-    size = problem.num_stages_per_rank
-    return [
-        pattern
-        for pattern in patterns
-        if method.pattern in (None, pattern) and (size is None or pattern.allows(size))
-    ]
+    origin: Problem
+    candidate: Candidate
+    best: Plan | None = None
+    order: Order | None = None
+    lower_bound_ns: int = 0
+    _problem: Problem | None = None
+    _bounds: Bounds | None = field(default=None, repr=False)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing shorter can be found here."""
+        return self.best is not None and self.best.status == "proven"
+
+    @property
+    def num_ops(self) -> int:
+        """Compute ops at most."""
+        num_stages = len(self.origin.stages) or (
+            self.candidate.num_stages_per_rank * len(self.origin.ranks)
+        )
+        return 3 * num_stages * self.origin.num_microbatches
+
+    def fits(self, method: Method) -> bool:
+        """Whether the method can be used on this placement."""
+        if method.pattern is None:
+            return True
+        if self.candidate.pattern is None:
+            return follows(self.origin, method.pattern)
+        return method.pattern is self.candidate.pattern
+
+    def attempt(self, method: Method, budget: Budget) -> Attempt:
+        """One method; what the user cannot have is a reason, not the end of `auto`."""
+        started = time.monotonic()
+        try:
+            made = self._plan(method, budget, started)
+        except (InfeasibleError, InputError) as error:
+            return Attempt(method.name, self.candidate.name, None, error)
+        return Attempt(method.name, self.candidate.name, made)
+
+    def _plan(self, method: Method, budget: Budget, started: float) -> Plan:
+        if self._problem is None:
+            self._problem = self.candidate.placed(self.origin)
+        check_memory_suffices(self._problem)
+        if self._bounds is None:
+            self._bounds = bounds_of(self._problem)
+            self.lower_bound_ns = self._bounds.makespan_ns
+        found = method.search(self._problem, self._bounds, budget, self.order)
+        self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
+        made = _plan_of(
+            self._problem, found, method.name, budget.seed, self.lower_bound_ns, started
+        )
+        if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
+            self.best, self.order = made, found.order
+        elif made.lower_bound_ns > self.best.lower_bound_ns:
+            self.best = _with_bound(self.best, made.lower_bound_ns)
+        return made
 
 
-def _attempt(problem: Problem, method: Method, pattern: Pattern | None, budget: Budget) -> Attempt:
-    """One method on one placement; what the user cannot have is a reason, not the end of `auto`."""
-    placement = pattern.value if pattern else "as given"
-    started = time.monotonic()
-    try:
-        placed = problem if pattern is None else _placed(problem, pattern)
-        check_memory_suffices(placed)
-        schedule = method.schedule(placed, budget)
-        made = _plan_of(placed, schedule, method.name, budget, started)
-    except (InfeasibleError, InputError) as error:
-        return Attempt(method.name, placement, None, error)
-    return Attempt(method.name, placement, made)
+def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterator[Attempt]:
+    """The method that is asked for; it is tried where it does not fit too, to say why."""
+    fitting = [place for place in places if place.fits(method)]
+    if not fitting:
+        fitting = [place for place in places if place.candidate.pattern is None]
+    for number, place in enumerate(fitting):
+        yield place.attempt(method, clock.share(1 / (len(fitting) - number)))
 
 
-def _placed(problem: Problem, pattern: Pattern) -> Problem:
-    size = problem.num_stages_per_rank or (1 if pattern is Pattern.ONE_PER_RANK else 2)
-    return place(problem, pattern, num_stages_per_rank=size)
+def _try_all(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
+    """Every method on every placement for a short time, then the searches where it is promising."""
+    if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
+        yield from _try_large(places[0], clock)
+        return
+    for place in places:
+        yield from _try_fixed(place, clock)
+    if len(places) == 1:
+        is_small = places[0].num_ops <= _MOST_EASY_OPS
+        yield places[0].attempt(METHODS["greedy"], clock.share(1 / 3 if is_small else 3 / 4))
+    else:
+        yield from _look_around(places, clock)
+    for place in _favourites(places)[:1]:
+        if not place.is_done and place.num_ops <= _MOST_SOLVED_OPS:
+            yield place.attempt(METHODS["optimal"], clock.share(1.0))
+
+
+def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
+    """The methods that take no time to speak of."""
+    for method in METHODS.values():
+        if not method.is_search and place.fits(method):
+            yield place.attempt(method, clock.share(1.0))
+
+
+def _try_large(place: _Place, clock: _Clock) -> Iterator[Attempt]:
+    """Even a fixed schedule takes its time here, and greedy is often optimal at once."""
+    yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE))
+    if not place.is_done:
+        yield from _try_fixed(place, clock)
+
+
+def _look_around(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
+    """A short look at every placement, and a longer one at the favourites."""
+    greedy = METHODS["greedy"]
+    for number, place in enumerate(places):
+        share = _LOOK_SHARE / (len(places) - number)
+        yield place.attempt(greedy, clock.share(share, iterations=_LOOK_ITERATIONS))
+    favourites = _favourites(places)
+    for number, place in enumerate(favourites):
+        if not place.is_done:
+            yield place.attempt(greedy, clock.share(1 / (len(favourites) - number + 1)))
+
+
+def _favourites(places: Sequence[_Place]) -> list[_Place]:
+    """The placements with the shortest plans."""
+    made = [place for place in places if place.best]
+    return sorted(made, key=_makespan_ns)[:_NUM_FAVOURITES]
+
+
+def _makespan_ns(place: _Place) -> int:
+    assert place.best is not None, "only placements with a plan are sorted"
+    return place.best.timeline.makespan_ns
 
 
 def _plan_of(
-    problem: Problem, schedule: Schedule, method: str, budget: Budget, started: float
+    problem: Problem, found: Found, method: str, seed: int, bound_ns: int, started: float
 ) -> Plan:
     """Checks a schedule, runs it on the clock, and says how good it is."""
+    schedule = found.order.schedule
     try:
         validate(problem, schedule)
     except ScheduleError as error:  # planners order ops rightly; a fixed method may lack memory
         raise InfeasibleError(f"{method} does not fit: {error}") from None
-    timeline = simulate(problem, schedule)
+    timeline = simulate(problem, schedule, send_order=found.order.sends)
     _check_messages(problem, timeline, method)
-    bound_ns, wall_s = lower_bound_ns(problem), time.monotonic() - started
-    cut_short: Status = "time_limit" if wall_s > budget.time_limit_s else "gap"
-    status: Status = "proven" if timeline.makespan_ns <= bound_ns else cut_short
-    return Plan(problem, schedule, timeline, method, status, budget.seed, bound_ns, wall_s)
+    status: Status = "time_limit" if found.is_cut_short else "gap"
+    wall_s = time.monotonic() - started
+    made = Plan(problem, schedule, timeline, method, status, seed, bound_ns, wall_s)
+    return _with_bound(made, bound_ns)
+
+
+def _with_bound(made: Plan, bound_ns: int) -> Plan:
+    """The plan with a higher bound, which may prove it."""
+    is_proven = made.timeline.makespan_ns <= bound_ns
+    return replace(made, lower_bound_ns=bound_ns, status="proven" if is_proven else made.status)
 
 
 def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
@@ -229,7 +276,9 @@ def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
     """The shortest plan; without any, the last reason, as greedy asks for the least memory."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
-        return replace(min(plans, key=lambda made: made.timeline.makespan_ns), wall_s=wall_s)
+        best = min(plans, key=lambda made: made.timeline.makespan_ns)
+        bounds = [made.lower_bound_ns for made in plans if made.problem is best.problem]
+        return replace(_with_bound(best, max(bounds)), wall_s=wall_s)
     if not attempts:
         raise ProblemError(
             f"num_stages_per_rank: {method} has no placement with that many stages on a rank"

@@ -2,10 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InfeasibleError
-from crosspipe_ray.planners.bounds import tail_table_ns
-from crosspipe_ray.planners.greedy import Bias, greedy, list_schedule
+from crosspipe_ray.planners.greedy import greedy
+from crosspipe_ray.planners.passes import Bias, ListScheduler
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import validate
 from crosspipe_ray.simulate import simulate
@@ -13,10 +12,12 @@ from tests.unit.builders import make_problem, problems, regions_problem
 
 BIASES = st.builds(
     Bias,
-    patience=st.sampled_from((0.0, 0.5, 1.5)),
+    patience=st.tuples(*[st.sampled_from((0.0, 0.5, 1.5))] * 3),
+    goal=st.sampled_from((0.0, 1.0, 1.1)),
     offset=st.tuples(*[st.integers(-9, 9)] * 3),
     slope=st.tuples(*[st.integers(-9, 9)] * 3),
-    in_flight=st.sampled_from((0.25, 0.5, 1.0)),
+    cap=st.sampled_from((None, 1.0, 3.0)),
+    cap_slope=st.sampled_from((0.0, 1.0)),
 )
 
 
@@ -27,10 +28,11 @@ def makespan_us(problem: Problem) -> float:
 @settings(max_examples=300)
 @given(problems(), BIASES)
 def test_any_urgency_gives_a_valid_schedule(problem: Problem, bias: Bias) -> None:
-    costs = stage_costs(problem)
-    schedule = list_schedule(problem, costs, tail_table_ns(problem, costs), bias)
-    validate(problem, schedule)
-    simulate(problem, schedule)
+    scheduler = ListScheduler(problem)
+    makespan_ns, state = scheduler.forward(scheduler.tails, bias)
+    order = scheduler.order(state)
+    validate(problem, order.schedule)
+    assert simulate(problem, order.schedule, send_order=order.sends).makespan_ns >= makespan_ns
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,17 @@ def test_auto_is_the_best_of_its_attempts(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("placement", "methods"),
     [
-        ((0, 1), {"gpipe", "1f1b", "zb-h1", "greedy"}),
-        ((0, 1, 1, 0), {"zb-v", "greedy"}),
-        ((0, 1, 0, 1), {"interleaved", "greedy"}),
-        ((0, 0, 1), {"greedy"}),
+        ((0, 1), {"gpipe", "1f1b", "zb-h1", "zb-h2"}),
+        ((0, 1, 1, 0), {"zb-v", "dualpipe-v"}),
+        ((0, 1, 0, 1), {"interleaved"}),
+        ((0, 0, 1), set()),
     ],
 )
 def test_auto_tries_what_fits_the_placement(placement: tuple[int, ...], methods: set[str]) -> None:
     attempts: list[Attempt] = []
     plan(make_problem(placement, 4), budget=BUDGET, on_attempt=attempts.append)
-    assert {attempt.method for attempt in attempts} == methods
+    tried = {attempt.method for attempt in attempts}
+    assert tried - {"optimal"} == methods | {"crosspipe-greedy", "greedy"}
 
 
 def test_attempt_that_fails_says_why() -> None:
@@ -55,7 +56,9 @@ def test_attempt_that_fails_says_why() -> None:
 
 
 def test_unknown_method_lists_what_there_is() -> None:
-    with pytest.raises(ProblemError, match=r"method '2f2b': no such method; .* greedy, auto"):
+    with pytest.raises(
+        ProblemError, match=r"method '2f2b': no such method; .* greedy, optimal, auto"
+    ):
         plan(make_problem((0, 1), 2), method="2f2b")
 
 
@@ -118,9 +121,8 @@ def test_layers_are_placed_for_a_fixed_method() -> None:
 def test_every_pattern_is_tried_on_layers() -> None:
     attempts: list[Attempt] = []
     plan(layered(8, 2), budget=BUDGET, on_attempt=attempts.append)
-    assert {(a.method, a.placement) for a in attempts if a.method == "greedy"} == {
-        ("greedy", pattern.value) for pattern in Pattern
-    }
+    tried = {attempt.placement for attempt in attempts if attempt.method == "greedy"}
+    assert tried >= {"one_per_rank", "wave", "loop", "loop x3", "loop x4"}
 
 
 def test_patterns_may_be_narrowed() -> None:
@@ -130,7 +132,7 @@ def test_patterns_may_be_narrowed() -> None:
 
 def test_stages_per_rank_may_be_given() -> None:
     made = plan(layered(9, 2, num_stages_per_rank=3), budget=BUDGET)
-    assert made.problem.rank_of_stage == (0, 1, 0, 1, 0, 1)
+    assert made.problem.rank_of_stage in ((0, 1, 0, 1, 0, 1), (0, 1, 1, 0, 0, 1))
 
 
 def test_method_without_such_a_placement() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from crosspipe_ray.errors import RunError
 
 # The timeouts that count are those of Handle.wait; this one only has to be longer than any of them.
 _LONGEST_WAIT = timedelta(days=7)
+_RETRY_S = 0.1
 _UNUSED_TAG = 2**31 - 1
 
 
@@ -47,11 +49,24 @@ def join_store(host: str, port: int, *, timeout_s: float) -> TCPStore:
         RunError: it cannot be reached within ``timeout_s`` seconds.
     """
     try:
-        # Where nobody listens torch would print pages of C++ frames; this asks first.
-        socket.create_connection((host, port), timeout=timeout_s).close()
+        _wait_for_listener(host, port, timeout_s=timeout_s)
         return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
     except (OSError, RuntimeError) as error:
         raise RunError(f"no store at {host}:{port}: {brief(error)}") from None
+
+
+def _wait_for_listener(host: str, port: int, *, timeout_s: float) -> None:
+    """Goes on when somebody listens, who may only be starting; torch would print C++ frames."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=timeout_s).close()
+        except ConnectionRefusedError:
+            if time.monotonic() + _RETRY_S > deadline:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def brief(error: Exception) -> str:

@@ -1,0 +1,112 @@
+"""Placements worth trying for a problem with layers: patterns, visits, orders of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+
+from crosspipe_ray.planners.placement import Pattern, place, region_sizes
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.topology import Route, topology_of
+
+_VISITS = (2, 3, 4)
+_MOST_ORDERED_CLUSTERS = 6  # orders of more are not searched
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A placement to try.
+
+    Attributes:
+        name: for a person: the pattern, the visits where they are more than two.
+        pattern: None for stages that the problem gives.
+        order: ranks as the pipeline goes through them.
+    """
+
+    name: str
+    pattern: Pattern | None = None
+    num_stages_per_rank: int = 1
+    order: tuple[int, ...] = ()
+
+    def placed(self, problem: Problem) -> Problem:
+        """The problem with stages.
+
+        Raises:
+            ProblemError: more stages than layers.
+        """
+        if self.pattern is None:
+            return problem
+        return place(
+            problem,
+            self.pattern,
+            num_stages_per_rank=self.num_stages_per_rank,
+            order=self.order,
+        )
+
+
+def candidates(problem: Problem, patterns: Sequence[Pattern]) -> list[Candidate]:
+    """Placements of a problem by these patterns; equal ones once."""
+    if problem.stages:
+        return [Candidate("as given")]
+    order = best_order(problem)
+    made: dict[tuple[int, ...], Candidate] = {}
+    for pattern, visits in _shapes(problem, patterns):
+        name = pattern.value + (f" x{visits}" if visits > 2 else "")
+        candidate = Candidate(name, pattern, visits, order)
+        made.setdefault(_ranks_of_stages(problem, candidate), candidate)
+    return list(made.values())
+
+
+def best_order(problem: Problem) -> tuple[int, ...]:
+    """Ranks cluster by cluster, clusters in the order with the least delay there and back.
+
+    Ranks of a cluster stay in the order of their indices; so does all that is equally good.
+    """
+    members: dict[str, list[int]] = {}
+    for rank, each in enumerate(problem.ranks):
+        members.setdefault(each.cluster, []).append(rank)
+    names = list(members)
+    if len(names) <= _MOST_ORDERED_CLUSTERS:
+        routes = topology_of(problem).routes
+        num_bytes = max((layer.output_bytes for layer in problem.layers), default=0)
+        orders = [list(row) for row in permutations(names)]
+        names = min(orders, key=lambda row: _delay_ns(row, members, routes, num_bytes))
+    return tuple(rank for name in names for rank in members[name])
+
+
+def _delay_ns(
+    names: Sequence[str],
+    members: dict[str, list[int]],
+    routes: dict[tuple[int, int], Route],
+    num_bytes: int,
+) -> int:
+    """What the borders cost one microbatch; occupancy counts more, as it is harder to hide."""
+    total = 0
+    for before, after in pairwise(names):
+        last, first = members[before][-1], members[after][0]
+        for pair in ((last, first), (first, last)):
+            if pair in routes:
+                total += routes[pair].latency_ns + 2 * routes[pair].occupancy_ns(num_bytes)
+    return total
+
+
+def _shapes(problem: Problem, patterns: Sequence[Pattern]) -> Iterator[tuple[Pattern, int]]:
+    """Patterns with the visits that they and the layers allow."""
+    given = problem.num_stages_per_rank
+    for pattern in patterns:
+        wanted = (1,) if pattern is Pattern.ONE_PER_RANK else _VISITS
+        for visits in (given,) if given else wanted:
+            enough = visits * len(problem.ranks) <= len(problem.layers)
+            if pattern.allows(visits) and (enough or visits <= 2 or given):
+                yield pattern, visits
+
+
+def _ranks_of_stages(problem: Problem, candidate: Candidate) -> tuple[int, ...]:
+    assert candidate.pattern is not None, "made of a pattern"
+    positions = candidate.pattern.positions(
+        len(candidate.order),
+        candidate.num_stages_per_rank,
+        region_sizes=region_sizes(problem, candidate.order),
+    )
+    return tuple(candidate.order[position] for position in positions)

@@ -1,0 +1,264 @@
+"""The inner loop of list scheduling, on flat integer sequences.
+
+Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
+input is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableSequence, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+NEVER = 1 << 60
+
+
+class Net(NamedTuple):
+    """A problem as flat sequences, or its mirror image; all are read only.
+
+    Attributes:
+        first: per rank and one more, where its rows begin in ``rows``.
+        rows: rows by rank.
+        rank: per row.
+        duration: per row.
+        after: per row, the row of the rank whose op of the same microbatch comes before; -1: none.
+        taken: per row, bytes that an op takes when it starts.
+        reserve: per row, bytes that must stay free besides those taken.
+        freed: per row, bytes given back at the end.
+        closing: per row that takes bytes, the row whose starts count against ``Choice.cap``.
+        limit: per rank, bytes.
+        target: per row, the row that waits for its message; -1: none.
+        own: per row, the channel if the row is its only user, else -1.
+        shared: per row, the channel if other rows use it too, else -1.
+        occupancy, latency: per row, of its message.
+        user_first, users: per channel and one more, the rows that share it.
+        gate: per row, before which no op starts (gather).
+        finish: per row, time after its last op (reduction).
+    """
+
+    first: Sequence[int]
+    rows: Sequence[int]
+    rank: Sequence[int]
+    duration: Sequence[int]
+    after: Sequence[int]
+    taken: Sequence[int]
+    reserve: Sequence[int]
+    freed: Sequence[int]
+    closing: Sequence[int]
+    limit: Sequence[int]
+    target: Sequence[int]
+    own: Sequence[int]
+    shared: Sequence[int]
+    occupancy: Sequence[int]
+    latency: Sequence[int]
+    user_first: Sequence[int]
+    users: Sequence[int]
+    gate: Sequence[int]
+    finish: Sequence[int]
+
+
+class State(NamedTuple):
+    """What changes.
+
+    Attributes:
+        ready: per op.
+        starts: per op.
+        done: per row, ops that have started.
+        ended: per row that uses a shared channel, ops that have ended.
+        sent: per row, messages that a shared channel has begun to carry.
+        held: per rank, bytes.
+        busy: per rank, until when.
+        occupied: per channel, until when.
+        order: the ops of each rank in order, from M x ``first``.
+        length: per rank, entries of ``order`` in use.
+        sends: messages (as ops) on shared channels, in the order in which they go.
+        num_sends: of length 1: entries of ``sends`` in use.
+    """
+
+    ready: MutableSequence[int]
+    starts: MutableSequence[int]
+    done: MutableSequence[int]
+    ended: MutableSequence[int]
+    sent: MutableSequence[int]
+    held: MutableSequence[int]
+    busy: MutableSequence[int]
+    occupied: MutableSequence[int]
+    order: MutableSequence[int]
+    length: MutableSequence[int]
+    sends: MutableSequence[int]
+    num_sends: MutableSequence[int]
+
+
+class Choice(NamedTuple):
+    """What decides.
+
+    Attributes:
+        urgency: per op; the highest that can start is started.
+        patience: per row, how long a rank that could start such an op waits for a more urgent one.
+        cap: per row that takes bytes, how far it may run ahead of the row that closes.
+        goal: a rank waits only for an op that would miss this makespan otherwise.
+    """
+
+    urgency: Sequence[int]
+    patience: Sequence[int]
+    cap: Sequence[int]
+    goal: int
+
+
+Chooser = Callable[["Net", "State", "Choice", int, int, int], int]
+
+
+def run(
+    net: Net, state: State, choice: Choice, num_microbatches: int, chooser: Chooser | None = None
+) -> int:
+    """Runs every op once and leaves the orders in ``state``.
+
+    Events are (time, phase, which): at equal times, messages come to shared channels first (0),
+    then channels choose (1), then ranks (2).
+
+    Args:
+        net: the problem.
+        state: a fresh one.
+        choice: what decides.
+        num_microbatches: M.
+        chooser: another rule than `choose`.
+
+    Returns:
+        The makespan.
+    """
+    makespan = 0
+    chooser = chooser or choose
+    events = [(0, 2, rank) for rank in range(len(net.limit))]
+    for row in range(len(net.gate)):
+        if net.gate[row] > 0:
+            heappush(events, (net.gate[row], 2, net.rank[row]))
+    while len(events) > 0:
+        now, phase, which = heappop(events)
+        if phase == 2:
+            if state.busy[which] <= now:
+                op = chooser(net, state, choice, num_microbatches, which, now)
+                if op >= 0:
+                    end = start(net, state, num_microbatches, which, op, now, events)
+                    makespan = max(makespan, end + net.finish[op // num_microbatches])
+        elif phase == 0:
+            row = which // num_microbatches
+            state.ended[row] += 1
+            heappush(events, (now, 1, net.shared[row]))
+        elif state.occupied[which] <= now:
+            send(net, state, choice, num_microbatches, which, now, events)
+    return makespan
+
+
+def choose(
+    net: Net, state: State, choice: Choice, num_microbatches: int, rank: int, now: int
+) -> int:
+    """The op to start now; -1: none, or a more urgent one is worth waiting for."""
+    best, best_urgency = -1, -NEVER
+    coming, coming_urgency = NEVER, -NEVER
+    for position in range(net.first[rank], net.first[rank + 1]):
+        row = net.rows[position]
+        microbatch = state.done[row]
+        if microbatch == num_microbatches or (
+            net.after[row] >= 0 and state.done[net.after[row]] <= microbatch
+        ):
+            continue
+        op = row * num_microbatches + microbatch
+        at, urgency = state.ready[op], choice.urgency[op]
+        if at < net.gate[row]:
+            at = net.gate[row]
+        if at >= NEVER or (at <= now and urgency <= best_urgency):
+            continue
+        if net.taken[row] > 0 and not has_room(net, state, choice, rank, row):
+            continue
+        if at <= now:
+            best, best_urgency = op, urgency
+        elif urgency > coming_urgency:
+            coming, coming_urgency = at, urgency
+    if best >= 0 and coming_urgency > best_urgency:
+        row = best // num_microbatches
+        late = now + net.duration[row] + coming_urgency - choice.goal
+        if late > 0 and coming - now <= choice.patience[row]:
+            return -1
+    return best
+
+
+def has_room(net: Net, state: State, choice: Choice, rank: int, row: int) -> bool:
+    """Whether the rank may hold one more microbatch of a row."""
+    if state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]:
+        return False
+    return state.done[row] - state.done[net.closing[row]] < choice.cap[row]
+
+
+def start(
+    net: Net,
+    state: State,
+    num_microbatches: int,
+    rank: int,
+    op: int,
+    now: int,
+    events: list[tuple[int, int, int]],
+) -> int:
+    """Starts an op and returns its end; its message goes at once if it has its own channel."""
+    row = op // num_microbatches
+    end = now + net.duration[row]
+    state.busy[rank] = end
+    state.starts[op] = now
+    state.held[rank] += net.taken[row] - net.freed[row]
+    state.done[row] += 1
+    state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
+    state.length[rank] += 1
+    heappush(events, (end, 2, rank))
+    if net.shared[row] >= 0:
+        heappush(events, (end, 0, op))
+    elif net.target[row] >= 0:
+        sent = end
+        if net.own[row] >= 0:
+            sent = max(sent, state.occupied[net.own[row]]) + net.occupancy[row]
+            state.occupied[net.own[row]] = sent
+        arrive(net, state, num_microbatches, op, sent + net.latency[row], events)
+    return end
+
+
+def arrive(
+    net: Net,
+    state: State,
+    num_microbatches: int,
+    op: int,
+    at: int,
+    events: list[tuple[int, int, int]],
+) -> None:
+    """Makes the arrival of an op's message known to its receiver."""
+    row = net.target[op // num_microbatches]
+    state.ready[row * num_microbatches + op % num_microbatches] = at
+    rank = net.rank[row]
+    if at >= state.busy[rank]:
+        heappush(events, (at, 2, rank))
+
+
+def send(
+    net: Net,
+    state: State,
+    choice: Choice,
+    num_microbatches: int,
+    channel: int,
+    now: int,
+    events: list[tuple[int, int, int]],
+) -> None:
+    """Starts the message on a free shared channel whose receiving op is the most urgent."""
+    best, best_urgency = -1, -NEVER
+    for position in range(net.user_first[channel], net.user_first[channel + 1]):
+        row = net.users[position]
+        if state.sent[row] < state.ended[row]:
+            urgency = choice.urgency[net.target[row] * num_microbatches + state.sent[row]]
+            if urgency > best_urgency:
+                best, best_urgency = row, urgency
+    if best < 0:
+        return
+    op = best * num_microbatches + state.sent[best]
+    state.sent[best] += 1
+    state.sends[state.num_sends[0]] = op
+    state.num_sends[0] += 1
+    end = now + net.occupancy[best]
+    state.occupied[channel] = end
+    heappush(events, (end, 1, channel))
+    arrive(net, state, num_microbatches, op, end + net.latency[best], events)

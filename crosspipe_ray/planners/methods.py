@@ -1,0 +1,137 @@
+"""The methods by name: each turns a problem with stages into an order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from crosspipe_ray.planners import fixed
+from crosspipe_ray.planners.bounds import Bounds, bounds_of
+from crosspipe_ray.planners.cpsat import solve
+from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy_order
+from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.phases import crosspipe_greedy
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import Schedule
+
+_FIRST_SHARE = 0.3  # of the time: for the order that the solver starts from
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a planner may spend.
+
+    Attributes:
+        time_limit_s: wall-clock time for the whole plan.
+        iterations: attempts per search; where the clock does not cut in, results depend on it and
+            the seed alone.
+        seed: of every search.
+        gap: a plan within this share of its bound is good enough.
+        workers: threads of the solver.
+    """
+
+    time_limit_s: float = 5.0
+    iterations: int = DEFAULT_ITERATIONS
+    seed: int = 0
+    gap: float = 0.0
+    workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a method came to.
+
+    Attributes:
+        lower_bound_ns: proven on the way; 0: nothing beyond `bounds`.
+        is_cut_short: the clock ended the search.
+    """
+
+    order: Order
+    lower_bound_ns: int = 0
+    is_cut_short: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A named way to a schedule.
+
+    Attributes:
+        pattern: the placement that it needs; None: any.
+        search: from a problem, its bounds, a budget and the best order known so far.
+        is_search: whether more time helps it.
+    """
+
+    name: str
+    summary: str
+    pattern: Pattern | None
+    search: Callable[[Problem, Bounds, Budget, Order | None], Found]
+    is_search: bool = False
+
+    def schedule(self, problem: Problem, budget: Budget) -> Schedule:
+        """The schedule for a problem with stages."""
+        return self.search(problem, bounds_of(problem), budget, None).order.schedule
+
+
+def _fixed(
+    name: str, summary: str, pattern: Pattern, make: Callable[[Problem], Schedule]
+) -> Method:
+    return Method(name, summary, pattern, lambda problem, *_: Found(Order(make(problem))))
+
+
+def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -> Found:
+    started = time.monotonic()
+    order = greedy_order(
+        problem,
+        time_limit_s=budget.time_limit_s,
+        iterations=budget.iterations,
+        seed=budget.seed,
+        gap=budget.gap,
+        bounds=bounds,
+    )
+    return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
+
+
+def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
+    started = time.monotonic()
+    if known is None:
+        share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)
+        known = _greedy(problem, bounds, share, None).order
+    solution = solve(
+        problem,
+        known=known,
+        time_limit_s=budget.time_limit_s - (time.monotonic() - started),
+        workers=budget.workers,
+        seed=budget.seed,
+        gap=budget.gap,
+        bounds=bounds,
+    )
+    return Found(solution.order, solution.lower_bound_ns, solution.status == "time_limit")
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _fixed("gpipe", "all forwards, then all backwards", Pattern.ONE_PER_RANK, fixed.gpipe),
+        _fixed(
+            "1f1b",
+            "one forward, one backward",
+            Pattern.ONE_PER_RANK,
+            fixed.one_forward_one_backward,
+        ),
+        _fixed("interleaved", "1f1b over stages in a loop", Pattern.LOOP, fixed.interleaved),
+        _fixed("zb-h1", "split backward in the memory of 1f1b", Pattern.ONE_PER_RANK, fixed.zb_h1),
+        _fixed("zb-h2", "no bubble, for twice the memory", Pattern.ONE_PER_RANK, fixed.zb_h2),
+        _fixed("zb-v", "split backward over stages in a wave", Pattern.WAVE, fixed.zb_v),
+        _fixed("dualpipe-v", "DeepSeek's wave, its pairs in turn", Pattern.WAVE, fixed.dualpipe_v),
+        Method(
+            "crosspipe-greedy",
+            "the paper's Algorithm 1; any placement",
+            None,
+            lambda problem, *_: Found(crosspipe_greedy(problem)),
+        ),
+        Method("greedy", "knows links and memory; any placement", None, _greedy, is_search=True),
+        Method("optimal", "a solver proves it; any placement", None, _optimal, is_search=True),
+    )
+}

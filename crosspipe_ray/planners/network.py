@@ -1,0 +1,243 @@
+"""A problem as the flat sequences that `kernel` works on, and its orders as a schedule again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crosspipe_ray.costs import StageCosts, activation_limit_bytes
+from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.planners.kernel import NEVER, Net, State
+from crosspipe_ray.planners.relaxation import split_durations
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import Schedule
+
+_KINDS = (Kind.F, Kind.I, Kind.W)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A schedule and, where channels are shared, the order of the messages.
+
+    Attributes:
+        sends: SEND ops in the order in which channels serve them; None: by ready time.
+    """
+
+    schedule: Schedule
+    sends: tuple[Op, ...] | None = None
+
+
+def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
+    """The problem as lists."""
+    rows = [(stage, kind) for stage in range(len(costs)) for kind in _KINDS]
+    return Net(
+        duration=[split_durations(problem, costs, stage)[kind] for stage, kind in rows],
+        after=[-1 if kind is Kind.F else row - 1 for row, (_, kind) in enumerate(rows)],
+        taken=[costs[stage].activation_bytes * (kind is Kind.F) for stage, kind in rows],
+        freed=[_freed(problem, costs, *row) for row in rows],
+        closing=[3 * stage + 1 for stage, _ in rows],
+        target=[_target(len(costs), *row) for row in rows],
+        gate=_gates(problem, costs),
+        finish=[costs[stage].reduce_ns for stage, _ in rows],
+        **_rank_fields(problem, costs),
+        **_channel_fields(costs, rows),
+    )
+
+
+def mirrored(problem: Problem, costs: Sequence[StageCosts], net: Net) -> Net:
+    """The same problem with time running backwards: W opens, F closes, messages go the other way.
+
+    It serves to find out how long the end of the step really takes, so it need not be exact: a
+    link's latency comes after the occupancy here too.
+    """
+    num_rows = len(net.duration)
+    sender = [-1] * num_rows
+    for row, target in enumerate(net.target):
+        if target >= 0:
+            sender[target] = row
+    is_last = [
+        row % 3 == 2 or (row % 3 == 1 and problem.is_fused(row // 3)) for row in range(num_rows)
+    ]
+    opening = _opening_rows(problem)
+    return net._replace(
+        after=[opening.get(row, row + 1) for row in range(num_rows)],
+        taken=[costs[row // 3].activation_bytes * is_last[row] for row in range(num_rows)],
+        freed=[costs[row // 3].activation_bytes * (row % 3 == 0) for row in range(num_rows)],
+        target=sender,
+        own=[net.own[row] if row >= 0 else -1 for row in sender],
+        shared=[net.shared[row] if row >= 0 else -1 for row in sender],
+        occupancy=[net.occupancy[row] if row >= 0 else 0 for row in sender],
+        latency=[net.latency[row] if row >= 0 else 0 for row in sender],
+        users=[net.target[row] for row in net.users],
+        gate=[cost.reduce_ns * (kind is Kind.W) for cost in costs for kind in _KINDS],
+        finish=[0] * num_rows,
+    )
+
+
+def _opening_rows(problem: Problem) -> dict[int, int]:
+    """Rows that open a microbatch in the mirror image, and what they come after.
+
+    On a rank with several stages, the later ones open it after the earlier ones, so that they do
+    not fill the memory that these need.
+    """
+    opening = {}
+    for stages in problem.stages_of_rank:
+        previous = -1
+        for stage in stages:
+            row = 3 * stage + (1 if problem.is_fused(stage) else 2)
+            opening[row] = previous
+            previous = row
+    return opening
+
+
+def fresh_state(net: Net, num_microbatches: int) -> State:
+    """Nothing has run; only ops that wait for no message have their inputs."""
+    num_rows, num_ranks = len(net.duration), len(net.limit)
+    waiting = {target for target in net.target if target >= 0}
+    ready = [
+        NEVER if row in waiting else 0 for row in range(num_rows) for _ in range(num_microbatches)
+    ]
+    return State(
+        ready=ready,
+        starts=[0] * (num_rows * num_microbatches),
+        done=[0] * num_rows,
+        ended=[0] * num_rows,
+        sent=[0] * num_rows,
+        held=[0] * num_ranks,
+        busy=[0] * num_ranks,
+        occupied=[0] * len(net.user_first),
+        order=[0] * (num_rows * num_microbatches),
+        length=[0] * num_ranks,
+        sends=[0] * (sum(channel >= 0 for channel in net.shared) * num_microbatches),
+        num_sends=[0],
+    )
+
+
+def order_of(problem: Problem, net: Net, state: State) -> Order:
+    """What a run of the kernel left behind."""
+    num_microbatches = problem.num_microbatches
+    kinds = [
+        (stage, Kind.B if kind is Kind.I and problem.is_fused(stage) else kind)
+        for stage in range(len(problem.stages))
+        for kind in (Kind.F, Kind.I, Kind.W)
+    ]
+    ranks = []
+    for rank in range(len(problem.ranks)):
+        begin = num_microbatches * net.first[rank]
+        ops = state.order[begin : begin + state.length[rank]]
+        ranks.append([Op(*kinds[op // num_microbatches], op % num_microbatches) for op in ops])
+    return Order(Schedule.of(ranks), _sends(net, state, num_microbatches))
+
+
+def _sends(net: Net, state: State, num_microbatches: int) -> tuple[Op, ...] | None:
+    """All timed messages; None where no channel is shared."""
+    shared = state.sends[: state.num_sends[0]]
+    if not shared:
+        return None
+    alone = [
+        row * num_microbatches + m
+        for row in range(len(net.duration))
+        if net.own[row] >= 0
+        for m in range(num_microbatches)
+    ]
+    send_kinds = (Kind.SEND_F, Kind.SEND_B)
+    return tuple(
+        Op(
+            op // num_microbatches // 3,
+            send_kinds[op // num_microbatches % 3],
+            op % num_microbatches,
+        )
+        for op in (*shared, *alone)
+    )
+
+
+def _channel_fields(
+    costs: Sequence[StageCosts], rows: Sequence[tuple[int, Kind]]
+) -> dict[str, list[int]]:
+    """The fields of Net that are about channels."""
+    transfers = [costs[stage].transfer(kind) for stage, kind in rows]
+    routes = [transfer.route if transfer else None for transfer in transfers]
+    channels = [route.channel if route else -1 for route in routes]
+    num_users = Counter(channels)
+    is_shared = [channel >= 0 and num_users[channel] > 1 for channel in channels]
+    users: list[list[int]] = [[] for _ in range(max(channels) + 1)]
+    for row, channel in enumerate(channels):
+        if is_shared[row]:
+            users[channel].append(row)
+    return {
+        "own": [-1 if many else each for each, many in zip(channels, is_shared, strict=True)],
+        "shared": [each if many else -1 for each, many in zip(channels, is_shared, strict=True)],
+        "occupancy": [transfer.occupancy_ns if transfer else 0 for transfer in transfers],
+        "latency": [route.latency_ns if route else 0 for route in routes],
+        "user_first": _offsets([len(held) for held in users]),
+        "users": [row for held in users for row in held],
+    }
+
+
+def _rank_fields(problem: Problem, costs: Sequence[StageCosts]) -> dict[str, list[int]]:
+    """The fields of Net that are about ranks; later stages come first, a fused one has no W."""
+    held = [
+        [
+            3 * stage + kind
+            for stage in reversed(stages)
+            for kind in _KINDS
+            if not (kind is Kind.W and problem.is_fused(stage))
+        ]
+        for stages in problem.stages_of_rank
+    ]
+    reserves = _reserves(problem, costs)
+    return {
+        "first": _offsets([len(rows) for rows in held]),
+        "rows": [row for rows in held for row in rows],
+        "rank": [rank for rank in problem.rank_of_stage for _ in _KINDS],
+        "reserve": [reserve for reserve in reserves for _ in _KINDS],
+        "limit": [_limit(problem, rank) for rank in range(len(problem.ranks))],
+    }
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + size)
+    return offsets
+
+
+def _freed(problem: Problem, costs: Sequence[StageCosts], stage: int, kind: Kind) -> int:
+    if not problem.is_fused(stage):
+        return costs[stage].released_bytes(kind)
+    return costs[stage].released_bytes(Kind.B) if kind is Kind.I else 0
+
+
+def _reserves(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
+    """Activations of the rank's later stages, per stage."""
+    reserves = [0] * len(costs)
+    for stages in problem.stages_of_rank:
+        later = 0
+        for stage in reversed(stages):
+            reserves[stage] = later
+            later += costs[stage].activation_bytes
+    return reserves
+
+
+def _limit(problem: Problem, rank: int) -> int:
+    limit = activation_limit_bytes(problem, rank)
+    return NEVER if limit is None else limit
+
+
+def _target(num_stages: int, stage: int, kind: Kind) -> int:
+    """The row at another stage that waits for the message of this row."""
+    if kind is Kind.F and stage + 1 < num_stages:
+        return 3 * (stage + 1)
+    return 3 * (stage - 1) + 1 if kind is Kind.I and stage else -1
+
+
+def _gates(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
+    """Per row, when the gather of its stage is done; a rank gathers for one stage after another."""
+    gates = [0] * (3 * len(costs))
+    for stages in problem.stages_of_rank:
+        done = 0
+        for stage in stages:
+            if costs[stage].gather_ns:
+                gates[3 * stage] = done = done + costs[stage].gather_ns
+    return gates

@@ -1,0 +1,333 @@
+"""How early and how late each op can be at best: heads and tails over all that must precede it.
+
+The ops of one stage and kind form a row of M microbatches, which run in order. A head is a lower
+bound on an op's start. Four arguments raise it:
+
+- *data*: F of stage s waits for F of s - 1, I for I of s + 1, I for its F, W for its I. A link that
+  carries one row's messages one at a time delays the m-th by its place in the queue.
+- *memory*: with room for L microbatches, F of m waits for W of m - L. Where I frees a part, F waits
+  for an earlier I and an earlier W. On a rank with several stages, F of m at stage k comes after F
+  of m at its earlier stages, so those m + 1 microbatches count against the room too, and at most m
+  of each have been given back.
+- *rank*: of the ops that must run before X on the same rank, those with heads from h on cannot end
+  before h plus their work, for every h. Which ops must run before X is known for each row as a
+  shift: op m - shift and all before it.
+- *order*: the microbatches of a row follow each other.
+
+Tails are the heads of the mirrored problem: time runs backwards, microbatches count down, every
+edge is turned round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosspipe_ray.costs import StageCosts, Transfer, activation_limit_bytes
+from crosspipe_ray.ops import Kind
+from crosspipe_ray.problem import Problem
+
+Times = NDArray[np.int64]
+NUM_KINDS = 3  # F, I (or B) and W (nothing after B)
+_MAX_SWEEPS = 64
+_SWEEP_WORK = 4_000_000  # of comparisons in the rank argument; fewer h are tried on larger problems
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Op ``m`` of row ``target`` waits for op ``m - shift`` of row ``source`` and its message."""
+
+    source: int
+    target: int
+    shift: int = 0
+    occupancy_ns: int = 0
+    latency_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """Rows (3 x stage + kind) and what binds them.
+
+    Attributes:
+        durations: per row.
+        earliest: per row, when its first op may start.
+        edges: into each row.
+        order: rows in an order in which data flows.
+        before: per row, (row of the same rank, shift) of what must have run: its op ``m - shift``.
+    """
+
+    num_microbatches: int
+    durations: tuple[int, ...]
+    earliest: tuple[int, ...]
+    edges: tuple[tuple[Edge, ...], ...]
+    order: tuple[int, ...]
+    before: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def row_of(stage: int, kind: int) -> int:
+    """Index of a row."""
+    return NUM_KINDS * stage + kind
+
+
+def split_durations(
+    problem: Problem, costs: Sequence[StageCosts], stage: int
+) -> tuple[int, int, int]:
+    """Times of F, I and W; of F, B and nothing where the backward is fused."""
+    forward, backward_input, weight, both = costs[stage].duration_ns
+    return (forward, both, 0) if problem.is_fused(stage) else (forward, backward_input, weight)
+
+
+def least_durations(
+    problem: Problem, costs: Sequence[StageCosts], stage: int
+) -> tuple[int, int, int]:
+    """As `split_durations`; but any stage may run B, which pays the rank's op overhead once."""
+    forward, backward, weight = split_durations(problem, costs, stage)
+    return forward, backward, min(weight, costs[stage].duration_ns[Kind.B] - backward)
+
+
+def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
+    """The rows and edges of a problem."""
+    num_stages = len(costs)
+    windows = _windows(problem, costs)
+    edges: list[list[Edge]] = [[] for _ in range(NUM_KINDS * num_stages)]
+    for edge in (*_data_edges(costs), *_memory_edges(problem, windows)):
+        edges[edge.target].append(edge)
+    forwards = [row_of(stage, Kind.F) for stage in range(num_stages)]
+    backwards = [
+        row_of(stage, kind) for stage in reversed(range(num_stages)) for kind in (Kind.I, Kind.W)
+    ]
+    earliest = [0] * (NUM_KINDS * num_stages)
+    for stages in problem.stages_of_rank:
+        gathered = 0  # a rank gathers for one stage after another, in model order
+        for stage in stages:
+            gathered += costs[stage].gather_ns
+            earliest[row_of(stage, Kind.F)] = gathered if costs[stage].gather_ns else 0
+    return Relaxation(
+        num_microbatches=problem.num_microbatches,
+        durations=tuple(
+            time for stage in range(num_stages) for time in least_durations(problem, costs, stage)
+        ),
+        earliest=tuple(earliest),
+        edges=tuple(map(tuple, edges)),
+        order=(*forwards, *backwards),
+        before=_before(problem, windows),
+    )
+
+
+def mirrored(relaxation: Relaxation, costs: Sequence[StageCosts]) -> Relaxation:
+    """The same problem with time running backwards; op m of a row becomes op M - 1 - m."""
+    num_rows = len(relaxation.durations)
+    edges: list[list[Edge]] = [[] for _ in range(num_rows)]
+    before: list[list[tuple[int, int]]] = [[] for _ in range(num_rows)]
+    for edge in (edge for into in relaxation.edges for edge in into):
+        edges[edge.source].append(replace(edge, source=edge.target, target=edge.source))
+    for row, others in enumerate(relaxation.before):
+        for other, shift in others:
+            before[other].append((row, shift))
+    earliest = [0] * num_rows
+    for stage, cost in enumerate(costs):
+        earliest[row_of(stage, Kind.W)] = cost.reduce_ns
+    return replace(
+        relaxation,
+        earliest=tuple(earliest),
+        edges=tuple(map(tuple, edges)),
+        order=relaxation.order[::-1],
+        before=tuple(map(tuple, before)),
+    )
+
+
+def heads_of(relaxation: Relaxation) -> Times:
+    """Lower bounds on starts, shape (rows, microbatches), by sweeps until nothing moves."""
+    num_microbatches, num_rows = relaxation.num_microbatches, len(relaxation.durations)
+    heads = np.repeat(np.array(relaxation.earliest, dtype=np.int64)[:, None], num_microbatches, 1)
+    size = max(1, sum(map(len, relaxation.before)) * num_microbatches)
+    num_cuts = int(min(max(_SWEEP_WORK // size, 3), 96))
+    for _ in range(_MAX_SWEEPS if num_rows * num_microbatches < 1_000_000 else 3):
+        before = heads.copy()
+        for row in relaxation.order:
+            _raise_row(relaxation, heads, row, num_cuts)
+        if np.array_equal(before, heads):
+            break
+    return heads
+
+
+def _raise_row(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) -> None:
+    head, durations = heads[row], relaxation.durations
+    for edge in relaxation.edges[row]:
+        if edge.shift < relaxation.num_microbatches:
+            ends = heads[edge.source, : relaxation.num_microbatches - edge.shift]
+            arrived = ends + durations[edge.source]
+            if edge.occupancy_ns:
+                arrived = _queued(arrived, edge.occupancy_ns) + edge.occupancy_ns
+            np.maximum(head[edge.shift :], arrived + edge.latency_ns, out=head[edge.shift :])
+    _raise_by_rank(relaxation, heads, row, num_cuts)
+    head[:] = _queued(head, durations[row])
+
+
+def _queued(ready: Times, each_ns: int) -> Times:
+    """Starts of ops (or messages) that become ready in a row and take their turn in order."""
+    places = np.arange(len(ready), dtype=np.int64) * each_ns
+    started: Times = np.maximum.accumulate(ready - places) + places
+    return started
+
+
+def _raise_by_rank(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) -> None:
+    """Every op of the row comes after h plus the work of its predecessors with heads from h on."""
+    head = heads[row]
+    if not relaxation.before[row]:
+        return
+    cuts = _cuts(heads, [other for other, _ in relaxation.before[row]], num_cuts)
+    position = np.arange(1, relaxation.num_microbatches + 1, dtype=np.int64)[:, None]
+    work = np.zeros((len(head), len(cuts)), dtype=np.int64)
+    for other, shift in relaxation.before[row]:
+        if relaxation.durations[other] and shift < relaxation.num_microbatches:
+            earlier = np.searchsorted(heads[other], cuts)[None, :]
+            work += np.maximum(position - shift - earlier, 0) * relaxation.durations[other]
+    bound = np.where(work > 0, work + cuts[None, :], 0).max(axis=1)
+    np.maximum(head, bound, out=head)
+
+
+def _cuts(heads: Times, rows: Sequence[int], num_cuts: int) -> Times:
+    values = heads[list(rows)].ravel()
+    if len(values) <= num_cuts:
+        return values
+    values = np.sort(values)
+    return values[np.linspace(0, len(values) - 1, num_cuts).astype(np.intp)]
+
+
+def _data_edges(costs: Sequence[StageCosts]) -> list[Edge]:
+    edges = []
+    last = len(costs) - 1
+    for stage, cost in enumerate(costs):
+        forward, backward, weight = (row_of(stage, kind) for kind in range(NUM_KINDS))
+        edges += [Edge(forward, backward), Edge(backward, weight)]
+        if stage < last:
+            edges.append(_message(forward, row_of(stage + 1, Kind.F), cost.output))
+        if stage:
+            edges.append(_message(backward, row_of(stage - 1, Kind.I), cost.gradient))
+    return edges
+
+
+def _message(source: int, target: int, transfer: Transfer | None) -> Edge:
+    if transfer is None or transfer.route is None:
+        return Edge(source, target)
+    return Edge(source, target, 0, transfer.occupancy_ns, transfer.route.latency_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """F ``m`` of ``target`` waits for I ``m - input`` and W ``m - weight`` of ``source``."""
+
+    source: int
+    target: int
+    input: int
+    weight: int
+
+
+def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
+    windows = []
+    for rank, stages in enumerate(problem.stages_of_rank):
+        limit = activation_limit_bytes(problem, rank)
+        if limit is None:
+            continue
+        together = 0
+        for position, target in enumerate(stages):
+            together += costs[target].activation_bytes
+            windows += [
+                _window(problem, costs, source, target, limit - together)
+                for source in stages[: position + 1]
+            ]
+    return windows
+
+
+def _window(
+    problem: Problem, costs: Sequence[StageCosts], source: int, target: int, spare_bytes: int
+) -> _Window:
+    """With one microbatch of each stage up to ``target`` held, this much more may be held."""
+    whole = costs[source].activation_bytes
+    kept = 0 if problem.is_fused(source) else whole - costs[source].freed_by_input_bytes
+    never = problem.num_microbatches
+    spare_bytes = max(0, spare_bytes)
+    return _Window(
+        source,
+        target,
+        input=spare_bytes // whole + 1 if whole else never,
+        weight=spare_bytes // kept + 1 if kept else never,
+    )
+
+
+def _memory_edges(problem: Problem, windows: Sequence[_Window]) -> list[Edge]:
+    edges = []
+    for window in windows:
+        target = row_of(window.target, Kind.F)
+        if window.input < problem.num_microbatches:
+            edges.append(Edge(row_of(window.source, Kind.I), target, window.input))
+        if window.weight < problem.num_microbatches:
+            edges.append(Edge(row_of(window.source, Kind.W), target, window.weight))
+    return edges
+
+
+class _Precedence:
+    """How far back in microbatches each op must have run before another.
+
+    Rows lie on a line: F of stage 0 to F of the last, then I back to stage 0; W hangs off its I.
+    What lies earlier on the line has run (shift 0). From later on it one comes back through a
+    memory edge only; the first stage's lies on the way of all, so one such edge is enough.
+    """
+
+    def __init__(self, problem: Problem, windows: Sequence[_Window]) -> None:
+        self.never = problem.num_microbatches
+        size = len(problem.stages)
+        narrowest = np.full((size, size), self.never, dtype=np.int64)
+        self._by_source: list[list[_Window]] = [[] for _ in range(size)]
+        for window in windows:
+            at = window.source, window.target
+            narrowest[at] = min(narrowest[at], window.input, window.weight)
+            self._by_source[window.source].append(window)
+        # [s, t]: by a window whose source is at most s and whose target is at most t
+        self._back = np.minimum.accumulate(np.minimum.accumulate(narrowest, axis=0), axis=1)
+
+    def shift(self, source: tuple[int, int], target: tuple[int, int]) -> int:
+        """Least shift from (stage, kind) to (stage, kind); the number of microbatches: none."""
+        if source == target:
+            return 1
+        stage, kind = source
+        onto = (target[0], min(target[1], Kind.I))
+        if kind != Kind.W:
+            return 0 if source == onto else self._along(source, onto)
+        ways = (
+            window.weight + self._along((window.target, Kind.F), onto)
+            for window in self._by_source[stage]
+        )
+        return min(ways, default=self.never)
+
+    def _along(self, source: tuple[int, int], target: tuple[int, int]) -> int:
+        if self._position(source) <= self._position(target):
+            return 0
+        last = len(self._back) - 1
+        least_source = last if source[1] == Kind.F else source[0]
+        least_target = target[0] if target[1] == Kind.F else last
+        return int(self._back[least_source, least_target])
+
+    def _position(self, row: tuple[int, int]) -> int:
+        stage, kind = row
+        return stage if kind == Kind.F else 2 * len(self._back) - 1 - stage
+
+
+def _before(
+    problem: Problem, windows: Sequence[_Window]
+) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Per row, the rows of its rank that must have run, with their shifts."""
+    precedence = _Precedence(problem, windows)
+    rows: list[tuple[tuple[int, int], ...]] = []
+    for stage, rank in enumerate(problem.rank_of_stage):
+        others = [
+            (other, kind) for other in problem.stages_of_rank[rank] for kind in range(NUM_KINDS)
+        ]
+        for kind in range(NUM_KINDS):
+            shifts = [(row_of(*other), precedence.shift(other, (stage, kind))) for other in others]
+            rows.append(tuple(pair for pair in shifts if pair[1] < precedence.never))
+    return tuple(rows)

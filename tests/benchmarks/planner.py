@@ -1,0 +1,269 @@
+"""How good plans are, and how fast: python tests/benchmarks/planner.py [ROW ...] [--instances N].
+
+Each row plans seeded instances over memory 1x and 2x, 2 and 4 regions and the five delay points of
+the CrossPipe paper, and prints how many are within the wanted gap, the median, the 95th percentile
+and the worst. Unequal: F/I/W of 1/1/1 or 1/1.28/0.48, +-40 % per stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from crosspipe_ray.errors import InfeasibleError, InputError
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.portfolio import METHODS, Budget, plan
+from crosspipe_ray.problem import Problem
+
+DELAYS = ((0.0, 0.0), (0.25, 0.25), (0.25, 2.0), (2.0, 0.25), (2.0, 2.0))
+SIX_POINTS = [(regions, delay) for regions in (2, 4) for delay in DELAYS[2:]]
+US = 1000  # T_F
+NUM_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        spread: of the times of a stage: 0.4 is +-40 %; None: half of the instances equal, half 0.4.
+        memory: in microbatches per rank; None: half 1x, half 2x.
+        share: of the instances that are to be within the wanted gap.
+    """
+
+    name: str
+    ranks: int
+    microbatches: int
+    wanted_gap: float
+    time_limit_s: float
+    pattern: Pattern = Pattern.ONE_PER_RANK
+    spread: float | None = None
+    memory: int | None = None
+    share: float = 0.95
+
+
+ROWS = (
+    Row("8x16", 8, 16, 0.002, 1.0),
+    Row("16x32", 16, 32, 0.002, 3.0),
+    Row("64x256-equal", 64, 256, 0.002, 1.0, spread=0.0),
+    Row("64x256-unequal", 64, 256, 0.01, 10.0, spread=0.4),
+    Row("wave", 8, 32, 0.005, 5.0, pattern=Pattern.WAVE, memory=2),
+)
+
+
+def instance(row: Row, seed: int) -> Problem:
+    """The seeded instance of a row."""
+    rng = random.Random(seed)
+    delay, regions = DELAYS[seed % 5], (2, 4)[seed // 5 % 2]
+    memory = row.memory or (1, 2)[seed // 10 % 2]
+    spread = (0.0, 0.4)[seed // 20 % 2] if row.spread is None else row.spread
+    return chain(row, delay, regions, memory, lambda: 1 + spread * (2 * rng.random() - 1), seed)
+
+
+def chain(
+    row: Row,
+    delay: tuple[float, float],
+    regions: int,
+    memory: int,
+    factor: Callable[[], float],
+    seed: int,
+) -> Problem:
+    """Stages by the row's pattern over regions in a row."""
+    visits = 2 if row.pattern is Pattern.WAVE else 1
+    forward, backward, weight = ((1.0, 1.0, 1.0), (1.0, 1.28, 0.48))[seed % 2]
+    stages = [
+        {
+            "rank": rank,
+            "forward_us": round(forward * US / visits * factor()),
+            "backward_input_us": round(backward * US / visits * factor()),
+            "backward_weight_us": round(weight * US / visits * factor()),
+            "activation_bytes": 1000 // visits,
+            "output_bytes": NUM_BYTES,
+        }
+        for rank in row.pattern.positions(row.ranks, visits)
+    ]
+    ranks = clusters(row.ranks, regions, memory)
+    data = {"num_microbatches": row.microbatches, "ranks": ranks, "stages": stages}
+    return Problem.model_validate({**data, "links": links(regions, delay)})
+
+
+def clusters(num_ranks: int, regions: int, memory: int) -> list[dict[str, object]]:
+    """Ranks over regions in a row; memory in microbatches per rank."""
+    return [
+        {
+            "cluster": f"r{rank * regions // num_ranks}",
+            "memory_limit_bytes": memory * num_ranks * 1000,
+        }
+        for rank in range(num_ranks)
+    ]
+
+
+def links(regions: int, delay: tuple[float, float]) -> list[dict[str, object]]:
+    """All regions are linked; latency grows with the distance in the row."""
+    latency, occupancy = delay
+    rate = NUM_BYTES / (occupancy * US * 1e-6) if occupancy else None
+    return [
+        {
+            "src": f"r{src}",
+            "dst": f"r{dst}",
+            "latency_us": abs(src - dst) * latency * US,
+            "bandwidth_bytes_per_s": rate,
+        }
+        for src in range(regions)
+        for dst in range(regions)
+        if src != dst and (latency or occupancy)
+    ]
+
+
+def run_row(row: Row, seeds: Iterable[int]) -> None:
+    """Plans the instances and prints the line."""
+    made = [_timed(instance(row, seed), row) for seed in seeds]
+    gaps = sorted(each.gap for each, _ in made)
+    within = sum(gap <= row.wanted_gap for gap in gaps) / len(gaps)
+    longest = max(seconds for _, seconds in made)
+    verdict = "ok" if within >= row.share else "MISSED"
+    print(
+        f"{row.name:16} {within:4.0%} within {row.wanted_gap:.1%} in {row.time_limit_s:g} s  "
+        f"median {_at(gaps, 0.5):.3%}  p95 {_at(gaps, 0.95):.3%}  worst {gaps[-1]:.3%}  "
+        f"longest {longest:.1f} s  {verdict}",
+        flush=True,
+    )
+
+
+def _timed(problem: Problem, row: Row) -> tuple[Plan, float]:
+    started = time.perf_counter()
+    budget = Budget(time_limit_s=row.time_limit_s, iterations=1_000_000, gap=row.wanted_gap)
+    return plan(problem, budget=budget), time.perf_counter() - started
+
+
+def _at(values: list[float], share: float) -> float:
+    return values[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def run_placements(time_limit_s: float = 6.0) -> None:
+    """8 ranks x 16, memory 1x: any placement against one per rank and a global wave."""
+    ratios = []
+    for regions, delay in SIX_POINTS:
+        found = {
+            name: plan(
+                layers_problem(regions, delay),
+                patterns=patterns,
+                budget=Budget(time_limit_s=time_limit_s, iterations=1_000_000),
+            )
+            for name, patterns in (
+                ("one", [Pattern.ONE_PER_RANK]),
+                ("wave", [Pattern.WAVE]),
+                ("any", list(Pattern)),
+            )
+        }
+        times = {name: made.timeline.makespan_ns / US / 1000 for name, made in found.items()}
+        ratios.append(times["any"] / min(times["one"], times["wave"]))
+        placement = found["any"].problem.rank_of_stage
+        print(
+            f"  {regions} regions {delay}: one per rank {times['one']:.2f} "
+            f"({found['one'].status}), "
+            f"wave {times['wave']:.2f}, any {times['any']:.2f} on {placement}",
+            flush=True,
+        )
+    shorter = 1 - math.prod(ratios) ** (1 / len(ratios))
+    print(f"placements       {shorter:.1%} shorter on the geometric mean (wanted 4 %)")
+
+
+def layers_problem(regions: int, delay: tuple[float, float]) -> Problem:
+    """96 equal layers for 8 ranks: 1 to 4 stages on each come out even."""
+    layer = {
+        "forward_us": US / 12,
+        "backward_input_us": US / 12,
+        "backward_weight_us": US / 12,
+        "activation_bytes": 1000,
+        "output_bytes": NUM_BYTES,
+    }
+    ranks = clusters(8, regions, 1)
+    for rank in ranks:
+        rank["memory_limit_bytes"] = 8 * 12 * 1000
+    return Problem.model_validate(
+        {
+            "num_microbatches": 16,
+            "ranks": ranks,
+            "layers": [layer] * 96,
+            "links": links(regions, delay),
+        }
+    )
+
+
+def run_heterogeneous(num_seeds: int) -> None:
+    """Unequal everything: never worse than a fixed schedule; the median gap in one second."""
+    gaps, worse = [], 0
+    for seed in range(num_seeds):
+        problem = heterogeneous(seed)
+        made = plan(problem, budget=Budget(time_limit_s=1.0, iterations=1_000_000))
+        gaps.append(made.gap)
+        for method in METHODS.values():
+            if not method.is_search:
+                try:
+                    fixed = plan(problem, method=method.name)
+                except (InputError, InfeasibleError):
+                    continue  # another placement, or more memory
+                worse += fixed.timeline.makespan_ns < made.timeline.makespan_ns
+    gaps.sort()
+    print(
+        f"heterogeneous    {num_seeds} seeds, {worse} worse than a fixed schedule, "
+        f"median gap {_at(gaps, 0.5):.3%} (wanted 2 %), p95 {_at(gaps, 0.95):.3%}, "
+        f"worst {gaps[-1]:.3%}"
+    )
+
+
+def heterogeneous(seed: int) -> Problem:
+    """2 to 12 ranks, unequal times, sizes, memory and asymmetric links."""
+    rng = random.Random(seed)
+    num_ranks, num_microbatches = rng.randint(2, 12), rng.randint(4, 24)
+    regions = rng.randint(1, min(4, num_ranks))
+    ranks = clusters(num_ranks, regions, 1)
+    for rank in ranks:
+        rank["memory_limit_bytes"] = rng.randint(num_ranks // 2 + 1, 2 * num_ranks) * 1500
+    stages = [
+        {
+            "rank": rank,
+            "forward_us": rng.randint(300, 1500),
+            "backward_input_us": rng.randint(300, 1500),
+            "backward_weight_us": rng.randint(100, 1500),
+            "activation_bytes": (size := rng.randint(500, 1500)),
+            "freed_by_backward_input_bytes": rng.randint(0, size // 2),
+            "output_bytes": rng.randint(200_000, NUM_BYTES),
+        }
+        for rank in range(num_ranks)
+    ]
+    there = links(regions, (1.0, 1.0))
+    for link in there:
+        link["latency_us"] = rng.randint(0, 4000)
+        link["bandwidth_bytes_per_s"] = rng.uniform(4e8, 4e9)
+    return Problem.model_validate(
+        {"num_microbatches": num_microbatches, "ranks": ranks, "stages": stages, "links": there}
+    )
+
+
+def main() -> None:
+    """Runs the rows that are asked for, or all."""
+    names = [*(row.name for row in ROWS), "placements", "heterogeneous"]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(names))
+    parser.add_argument("--instances", type=int, default=50)
+    arguments = parser.parse_args()
+    wanted = arguments.rows or names
+    plan(instance(ROWS[0], 0), method="optimal")  # loads the solver: a row measures planning
+    for row in ROWS:
+        if row.name in wanted:
+            run_row(row, range(arguments.instances))
+    if "placements" in wanted:
+        run_placements()
+    if "heterogeneous" in wanted:
+        run_heterogeneous(4 * arguments.instances)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+from crosspipe_ray.planners.candidates import best_order, candidates
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.problem import Problem
+from tests.unit.builders import UNIT_STAGE, link
+
+
+def layered(clusters: str, num_layers: int, **fields: object) -> Problem:
+    """One rank per letter."""
+    data = {
+        "num_microbatches": 4,
+        "ranks": [{"cluster": name} for name in clusters],
+        "layers": [UNIT_STAGE] * num_layers,
+        **fields,
+    }
+    return Problem.model_validate(data)
+
+
+def test_region_patterns_stay_in_a_region() -> None:
+    problem = layered("aabb", 8)
+    tried = candidates(problem, [*Pattern])
+    made = {each.name: each.placed(problem).rank_of_stage for each in tried}
+    assert made == {
+        "one_per_rank": (0, 1, 2, 3),
+        "wave": (0, 1, 2, 3, 3, 2, 1, 0),
+        "loop": (0, 1, 2, 3, 0, 1, 2, 3),
+        "region_wave": (0, 1, 1, 0, 2, 3, 3, 2),
+        "region_loop": (0, 1, 0, 1, 2, 3, 2, 3),
+    }
+
+
+def test_more_visits_where_there_are_layers() -> None:
+    problem = layered("aabb", 16)
+    names = {each.name for each in candidates(problem, [Pattern.REGION_WAVE])}
+    assert names == {"region_wave", "region_wave x3", "region_wave x4"}
+
+
+def test_equal_placements_are_tried_once() -> None:
+    problem = layered("aa", 4)
+    names = {each.name for each in candidates(problem, [Pattern.WAVE, Pattern.REGION_WAVE])}
+    assert names == {"wave"}
+
+
+def test_ranks_of_a_cluster_are_neighbours() -> None:
+    assert best_order(layered("abab", 4)) == (0, 2, 1, 3)
+
+
+def test_clusters_go_by_the_least_delay() -> None:
+    links = [
+        link(src, dst, 9 if "ac" in (src + dst, dst + src) else 1, 0)
+        for src in "abc"
+        for dst in "abc"
+        if src != dst
+    ]
+    assert best_order(layered("acb", 3, links=links)) == (0, 2, 1)

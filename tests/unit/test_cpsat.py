@@ -1,0 +1,67 @@
+from hypothesis import given, settings
+
+from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.cpsat import Solution, solve
+from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.network import Order
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.schedule import validate
+from crosspipe_ray.simulate import simulate
+from tests.unit.builders import make_problem, problems, regions_problem
+
+
+def makespan_ns(problem: Problem, order: Order) -> int:
+    validate(problem, order.schedule)
+    return simulate(problem, order.schedule, send_order=order.sends).makespan_ns
+
+
+def solved(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
+    known = greedy_order(problem, iterations=1)
+    return solve(problem, known=known, time_limit_s=time_limit_s, workers=1)
+
+
+@settings(max_examples=60)
+@given(problems())
+def test_solution_is_valid_and_between_its_bound_and_greedy(problem: Problem) -> None:
+    known = greedy_order(problem, iterations=1)
+    solution = solve(problem, known=known, time_limit_s=0.5, workers=1)
+    assert makespan_ns(problem, solution.order) == solution.makespan_ns
+    assert solution.makespan_ns <= makespan_ns(problem, known)
+    assert bounds_of(problem).makespan_ns <= solution.lower_bound_ns <= solution.makespan_ns
+
+
+def test_known_optimum_is_proven() -> None:
+    problem = regions_problem(4, 8, memory=4, latency_us=2.0, occupancy_us=0.25)
+    solution = solved(problem)
+    assert solution.status == "proven"
+    assert solution.makespan_ns == solution.lower_bound_ns
+
+
+def test_bound_rises_where_heads_and_tails_are_not_enough() -> None:
+    problem = make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 3})
+    solution = solved(problem)
+    assert solution.status == "proven"
+    assert solution.lower_bound_ns > bounds_of(problem, stage_costs(problem)).makespan_ns
+
+
+def test_gap_ends_the_search_early() -> None:
+    problem = regions_problem(4, 8)
+    known = greedy_order(problem, iterations=1)
+    solution = solve(problem, known=known, gap=1.0, time_limit_s=30.0)
+    assert solution.order == known
+
+
+def test_progress_is_told() -> None:
+    problem = make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 3})
+    seen: list[tuple[int, int]] = []
+    solve(
+        problem,
+        known=greedy_order(problem, iterations=1),
+        time_limit_s=30.0,
+        workers=1,
+        on_progress=lambda makespan, bound: seen.append((makespan, bound)),
+    )
+    assert seen
+    assert all(bound <= makespan for makespan, bound in seen)
+    assert seen == sorted(seen, key=lambda pair: (-pair[0], pair[1]))

@@ -1,0 +1,36 @@
+import numpy as np
+
+from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.cpsat import solve
+from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.memory_bound import memory_bound
+from crosspipe_ray.planners.relaxation import least_durations
+from crosspipe_ray.problem import Problem
+from tests.unit.builders import link, make_problem
+
+
+def bound_us(problem: Problem) -> float:
+    costs, bounds = stage_costs(problem), bounds_of(problem)
+    durations = np.array([least_durations(problem, costs, s) for s in range(len(costs))])
+    return memory_bound(problem, costs, bounds.heads, durations, bounds.tails) / 1000
+
+
+def test_full_rank_waits_for_its_first_gradient() -> None:
+    # Rank 0 runs two F, is full, and gets its first gradient at 1 + 10 + 2 + 10; ten ops remain.
+    links = [link(0, 1, 10, 0), link(1, 0, 10, 0)]
+    problem = make_problem((0, 1), 4, rank={"memory_limit_bytes": 2}, links=links)
+    assert bound_us(problem) >= 23 + 10
+
+
+def test_no_limit_no_bound() -> None:
+    assert bound_us(make_problem((0, 1, 1, 0), 4)) == 0
+
+
+def test_wave_with_a_slow_link_is_certified() -> None:
+    links = [link(0, 1, 6, 0), link(1, 0, 6, 0)]
+    problem = make_problem((0, 1, 1, 0), 6, rank={"memory_limit_bytes": 6}, links=links)
+    known = greedy_order(problem)
+    solution = solve(problem, known=known, time_limit_s=20.0, workers=1)
+    assert bound_us(problem) * 1000 <= solution.makespan_ns
+    assert solution.status == "proven"
