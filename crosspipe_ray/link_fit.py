@@ -73,14 +73,30 @@ def delays_us(exchanges: Iterable[Exchange], *, offset_ns: float = 0.0) -> Sampl
     return np.maximum(np.array(delays, dtype=float) / _NS_PER_US, _LEAST_US)
 
 
-def occupancies_us(exchanges: Iterable[Exchange]) -> Samples:
-    """Time per message of each train: from the first arrival to the last, which needs one clock."""
-    spacings = [
-        (each.arrived_ns[-1] - each.arrived_ns[0]) / (len(each.arrived_ns) - 1)
+def occupancies_us(exchanges: Sequence[Exchange]) -> Samples:
+    """Time per message of each train.
+
+    That is the time from its first to its last arrival, or, if longer, what it takes beyond a lone
+    message: a transport may move the messages of a train side by side, so that they arrive
+    together. Neither needs clocks that agree.
+
+    Args:
+        exchanges: trains and lone messages of one size.
+    """
+    lone_ns = [_whole_ns(each) for each in exchanges if len(each.arrived_ns) == 1]
+    first_ns = float(np.median(lone_ns)) if lone_ns else np.inf
+    shares = [
+        max(each.arrived_ns[-1] - each.arrived_ns[0], _whole_ns(each) - first_ns)
+        / (len(each.arrived_ns) - 1)
         for each in exchanges
         if len(each.arrived_ns) > 1
     ]
-    return np.maximum(np.array(spacings, dtype=float) / _NS_PER_US, _LEAST_US)
+    return np.maximum(np.array(shares, dtype=float) / _NS_PER_US, _LEAST_US)
+
+
+def _whole_ns(exchange: Exchange) -> int:
+    """To the last arrival, plus the offset of the clocks."""
+    return exchange.arrived_ns[-1] - exchange.sent_ns
 
 
 def fit_line(x: Sequence[float] | Samples, y: Sequence[float] | Samples) -> Line:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosspipe_ray.link_fit import (
+    Exchange,
     clock_offset_ns,
     fit_line,
     groups_of,
@@ -98,6 +99,13 @@ def test_the_offset_of_the_clocks_is_found(offset_us: float, latency_us: float) 
 
 def test_a_lone_message_says_nothing_about_occupancy() -> None:
     assert occupancies_us([TrueLink().exchange(1, 1, np.random.default_rng(0))]).size == 0
+
+
+def test_messages_that_travel_side_by_side_are_not_taken_for_fast_ones() -> None:
+    """As Ray's objects do: four of 10 ms each, all there after latency and 40 ms."""
+    lone = Exchange(1, asked_ns=0, heard_ns=0, sent_ns=0, arrived_ns=(110_000_000,))
+    train = Exchange(1, asked_ns=0, heard_ns=0, sent_ns=0, arrived_ns=(140_000_000,) * 4)
+    assert occupancies_us([lone, train]) == pytest.approx([10_000])
 
 
 @pytest.mark.parametrize(
