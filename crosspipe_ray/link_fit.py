@@ -76,27 +76,30 @@ def delays_us(exchanges: Iterable[Exchange], *, offset_ns: float = 0.0) -> Sampl
 def occupancies_us(exchanges: Sequence[Exchange]) -> Samples:
     """Time per message of each train.
 
-    That is the time from its first to its last arrival, or, if longer, what it takes beyond a lone
-    message: a transport may move the messages of a train side by side, so that they arrive
-    together. Neither needs clocks that agree.
+    That is the trend of its arrivals, or, if longer, what it takes beyond a lone message: a
+    transport may move the messages of a train side by side, so that they arrive together. Neither
+    needs clocks that agree, nor does a message that stalls change the trend.
 
     Args:
         exchanges: trains and lone messages of one size.
     """
-    lone_ns = [_whole_ns(each) for each in exchanges if len(each.arrived_ns) == 1]
-    first_ns = float(np.median(lone_ns)) if lone_ns else np.inf
-    shares = [
-        max(each.arrived_ns[-1] - each.arrived_ns[0], _whole_ns(each) - first_ns)
-        / (len(each.arrived_ns) - 1)
-        for each in exchanges
-        if len(each.arrived_ns) > 1
-    ]
-    return np.maximum(np.array(shares, dtype=float) / _NS_PER_US, _LEAST_US)
+    lone_ns = [each.arrived_ns[0] - each.sent_ns for each in exchanges if len(each.arrived_ns) == 1]
+    lone_median_ns = float(np.median(lone_ns)) if lone_ns else np.inf
+    times = []
+    for each in exchanges:
+        num_gaps = len(each.arrived_ns) - 1
+        if num_gaps:
+            gap_ns, last_ns = _trend([arrived - each.sent_ns for arrived in each.arrived_ns])
+            times.append(max(gap_ns, (last_ns - lone_median_ns) / num_gaps))
+    return np.maximum(np.array(times, dtype=float) / _NS_PER_US, _LEAST_US)
 
 
-def _whole_ns(exchange: Exchange) -> int:
-    """To the last arrival, plus the offset of the clocks."""
-    return exchange.arrived_ns[-1] - exchange.sent_ns
+def _trend(times: Sequence[int]) -> tuple[float, float]:
+    """Median slope between all pairs (Theil and Sen), and the last time by it."""
+    values, places = np.array(times, dtype=float), np.arange(len(times))
+    first, second = np.triu_indices(places.size, k=1)
+    slope = float(np.median((values[second] - values[first]) / (second - first)))
+    return slope, float(np.median(values - slope * places)) + slope * (places.size - 1)
 
 
 def fit_line(x: Sequence[float] | Samples, y: Sequence[float] | Samples) -> Line:

@@ -190,9 +190,15 @@ class LinkProfile(Record):
             message_bytes: size of the messages whose latency counts.
 
         Raises:
-            InputError: two regions of the run have no measured link, or a measured rank is another.
+            InputError: two regions of the run have no measured link, or its ranks are others.
         """
         chosen = [link for link in self.links if link.transport == transport]
+        measured = [host.region for host in self.hosts]
+        if any(isinstance(link.src, int) for link in chosen) and measured != list(regions):
+            raise InputError(
+                f"link profile: measured between ranks in {', '.join(measured)}, the run's are in "
+                f"{', '.join(regions)}; run `crosspipe probe --all-pairs` with its --config"
+            )
         known = {(link.src, link.dst) for link in chosen}
         for pair in permutations(dict.fromkeys(regions), 2):
             if pair not in known and not known.issuperset(_rank_pairs(regions, pair)):

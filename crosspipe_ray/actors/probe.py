@@ -26,7 +26,7 @@ from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink, mea
 from crosspipe_ray.lowering import Lane
 from crosspipe_ray.problem import Problem, Rank, Stage
 
-_NUM_TRIES = 3
+_NUM_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ class ProbeSettings:
         sizes: bytes per message, from the smallest to the largest.
         num_pings: lone messages of the smallest size, for latency and jitter.
         num_repeats: lone messages, and trains, of each size.
-        train_bytes: a train has as many messages as make up this much, within 4 and 32.
+        train_bytes: a train has as many messages as make up this much, within 6 and 32.
         budget_s: lone messages, and trains, of a size are not repeated for longer than this; where
             one train takes half of it, larger sizes are left out.
         timeout_s: longest wait for a message.
@@ -41,13 +41,13 @@ class ProbeSettings:
     )  # fmt: skip
     num_pings: int = 50
     num_repeats: int = 7
-    train_bytes: int = 2 * MIB
+    train_bytes: int = 8 * MIB
     budget_s: float = 4.0
     timeout_s: float = 60.0
 
     def num_messages(self, num_bytes: int) -> int:
         """Length of a train."""
-        return max(4, min(32, self.train_bytes // num_bytes))
+        return max(6, min(32, self.train_bytes // num_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ from crosspipe_ray.problem import Link, Problem, Rank, Stage
 
 pytestmark = pytest.mark.ray
 KIB = 1024
-QUICK = ProbeSettings(sizes=(1, 64 * KIB, 1024 * KIB), num_pings=15, num_repeats=5)
+QUICK = ProbeSettings(
+    sizes=(1, 64 * KIB, 1024 * KIB), num_pings=15, num_repeats=5, train_bytes=1024 * KIB
+)
 
 
 def emulated(regions: tuple[str, ...], *links: Link) -> Problem:
@@ -65,7 +67,9 @@ def test_links_that_share_a_channel_are_found(two_regions: tuple[str, ...]) -> N
             regions=two_regions,
             transports=("collective",),
             all_pairs=True,
-            settings=ProbeSettings(sizes=(1, 256 * KIB), num_pings=3, num_repeats=2),
+            settings=ProbeSettings(
+                sizes=(1, 128 * KIB), num_pings=3, num_repeats=2, train_bytes=1024 * KIB
+            ),
             emulated=emulated(two_regions, shared, own),
         )
     )

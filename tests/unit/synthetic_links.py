@@ -58,9 +58,22 @@ def measured(
     )
 
 
-def profile_of(*links: MeasuredLink, measured_at: datetime | None = None) -> LinkProfile:
-    host = HostFacts(
-        name="host", region="us", kernel="6.1", num_cores=8, python="3.12", torch="2.9", ray="2.51"
+def profile_of(
+    *links: MeasuredLink,
+    measured_at: datetime | None = None,
+    regions: tuple[str, ...] = ("us", "eu"),
+) -> LinkProfile:
+    hosts = tuple(
+        HostFacts(
+            name="host",
+            region=region,
+            kernel="6.1",
+            num_cores=8,
+            python="3.12",
+            torch="2.9",
+            ray="2.51",
+        )
+        for region in regions
     )
     when = measured_at or datetime.now(timezone.utc)
-    return LinkProfile(measured_at=when, hosts=(host,), links=links)
+    return LinkProfile(measured_at=when, hosts=hosts, links=links)

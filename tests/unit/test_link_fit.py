@@ -108,6 +108,13 @@ def test_messages_that_travel_side_by_side_are_not_taken_for_fast_ones() -> None
     assert occupancies_us([lone, train]) == pytest.approx([10_000])
 
 
+def test_a_message_that_stalls_at_the_end_of_a_train_changes_nothing() -> None:
+    arrived = (65_000, 107_000, 149_000, 191_000, 233_000, 295_000)
+    lone = Exchange(1, asked_ns=0, heard_ns=0, sent_ns=0, arrived_ns=(65_000,))
+    train = Exchange(1, asked_ns=0, heard_ns=0, sent_ns=0, arrived_ns=arrived)
+    assert occupancies_us([lone, train]) == pytest.approx([42])
+
+
 @pytest.mark.parametrize(
     ("alone_s", "together_s", "shared"),
     [

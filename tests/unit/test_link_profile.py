@@ -137,9 +137,14 @@ def test_links_of_other_transports_and_regions_are_left_out() -> None:
 
 
 def test_pairs_of_ranks_stand_for_their_regions() -> None:
+    regions = ("us", "eu", "eu")
     pairs = [(0, 1), (1, 0), (0, 2), (2, 0)]
     links = [measured(TrueLink(), src=src, dst=dst) for src, dst in pairs]
-    profile = profile_of(*links)
-    assert len(profile.links_for(["us", "eu", "eu"], transport="collective")) == 4
+    profile = profile_of(*links, regions=regions)
+    assert len(profile.links_for(regions, transport="collective")) == 4
     with pytest.raises(InputError, match="no measured link us->eu"):
-        profile_of(*links[1:]).links_for(["us", "eu", "eu"], transport="collective")
+        profile_of(*links[1:], regions=regions).links_for(regions, transport="collective")
+    with pytest.raises(
+        InputError, match="between ranks in us, eu, eu, the run's are in eu, eu, us"
+    ):
+        profile.links_for(["eu", "eu", "us"], transport="collective")
