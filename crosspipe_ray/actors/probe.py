@@ -21,8 +21,9 @@ from crosspipe_ray.engine.links import jitter_of
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.engine.setup import links_of
 from crosspipe_ray.errors import ClusterError
+from crosspipe_ray.link_estimate import measured_link
 from crosspipe_ray.link_fit import groups_of, share_a_channel
-from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink, measured_link
+from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink
 from crosspipe_ray.lowering import Lane
 from crosspipe_ray.problem import Problem, Rank, Stage
 
@@ -121,9 +122,9 @@ def probe(
             group.wire(kind, lanes, _emulation(request, clock_dir))
             hosts = group.facts(request.ranks)
             measured = dict(_measure(group, lanes, hosts, kind, request, on_link))
+            if not links:  # a channel is the network's: the first transport speaks for all
+                channels = _find_channels(group, measured, request.ranks)
             links += measured.values()
-            # A channel is the network's: the first transport, which loads it best, speaks for all.
-            channels = channels or _find_channels(group, measured, request.ranks)
             group.close()
     return LinkProfile(
         measured_at=datetime.now(timezone.utc),

@@ -42,7 +42,7 @@ def probe(
     ] = False,
     region_label: RegionLabel = "region",
     max_age_hours: Annotated[
-        float, typer.Option(min=0, help="Planning refuses the links when they are older.")
+        float, typer.Option(min=0.01, help="Planning refuses the links when they are older.")
     ] = 168.0,
 ) -> None:
     """Measure the links between regions, both ways, over each transport."""

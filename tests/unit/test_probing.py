@@ -15,7 +15,8 @@ from crosspipe_ray.engine.transports import (
     TransportTimeout,
 )
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.link_profile import MeasuredLink, measured_link
+from crosspipe_ray.link_estimate import measured_link
+from crosspipe_ray.link_profile import MeasuredLink
 
 MS = 1_000_000
 KIB = 1024
