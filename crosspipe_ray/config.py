@@ -159,7 +159,9 @@ class PlannerConfig(Section):
     """How the schedule is chosen."""
 
     method: str = "auto"
-    placement: Literal["auto", "one_per_rank", "wave", "loop"] = "auto"
+    placement: Literal["auto", "one_per_rank", "wave", "loop", "region_wave", "region_loop"] = (
+        "auto"
+    )
     time_limit_s: float = Field(5.0, gt=0)
     seed: int = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,9 +47,13 @@ def generate(recipe: Recipe) -> Problem:
         ProblemError: numbers that do not go together; names the option.
     """
     _check(recipe)
-    positions = recipe.pattern.positions(recipe.num_ranks, recipe.num_stages_per_rank)
     limit = recipe.memory and round(recipe.memory * recipe.num_ranks * recipe.activation_bytes)
     clusters = [_cluster(recipe, rank) for rank in range(recipe.num_ranks)]
+    positions = recipe.pattern.positions(
+        recipe.num_ranks,
+        recipe.num_stages_per_rank,
+        region_sizes=tuple(Counter(clusters).values()),
+    )
     return Problem(
         num_microbatches=recipe.num_microbatches,
         ranks=tuple(Rank(cluster=cluster, memory_limit_bytes=limit) for cluster in clusters),

@@ -25,6 +25,8 @@ class PlacementName(str, Enum):
     ONE_PER_RANK = "one_per_rank"
     WAVE = "wave"
     LOOP = "loop"
+    REGION_WAVE = "region_wave"
+    REGION_LOOP = "region_loop"
 
 
 class ExportFormat(str, Enum):
@@ -53,7 +55,7 @@ def problem(
     clusters: Annotated[str, typer.Option(help="Names in pipeline order, by comma.")] = "us,eu",
     placement: Annotated[PlacementName, typer.Option()] = PlacementName.ONE_PER_RANK,
     stages_per_rank: Annotated[
-        int | None, typer.Option(min=1, help="Default: 1, or 2 for wave and loop.")
+        int | None, typer.Option(min=1, help="Default: 1, or 2 for waves and loops.")
     ] = None,
     forward_us: Annotated[float, typer.Option(min=0, help="Per rank.")] = 1000.0,
     backward_input_us: Annotated[float, typer.Option(min=0)] = 1000.0,

@@ -86,6 +86,8 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         for index in range(options.steps):
             board.wait_for_all()
             _print_step(board, plan, worker.step(index))
+        board.wait_for_all()  # nobody closes while another still receives
+    board.leave()
 
 
 def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
@@ -106,6 +108,8 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         check_same_data(board.gather(worker.dataset_digest))
         for index in range(config.training.num_steps):
             _print_step(board, plan, worker.step(index))
+        board.wait_for_all()
+    board.leave()
 
 
 def _check_num_ranks(actual: int, wanted: int, file: Path) -> None:
@@ -136,7 +140,6 @@ def _connect(
         timeout_s=_TIMEOUT_S,
     )
     stack.callback(transport.close)
-    stack.callback(board.wait_for_all)  # nobody leaves while another still receives
     transport.warm(timeout_s=_TIMEOUT_S)
     return transport
 

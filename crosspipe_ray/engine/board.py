@@ -47,6 +47,12 @@ class Board:
         """Goes on when every rank is here."""
         self.gather(None)
 
+    def leave(self) -> None:
+        """The last thing a rank does; rank 0, who may host the store, goes when all have gone."""
+        self.store.set(f"board/left/{self.rank}", "")
+        if self.rank == 0:
+            self.store.wait([f"board/left/{rank}" for rank in range(self.num_ranks)])
+
     def _read(self, rank: int):  # type: ignore[no-untyped-def]  # as typed as a pickle is
         text = self.store.get(f"board/{self._turn}/{rank}")
         return pickle.loads(base64.b64decode(text))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
+from crosspipe_ray.errors import InputError
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat import solve
@@ -94,6 +96,8 @@ def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -
 
 
 def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
+    if find_spec("ortools") is None:
+        raise InputError("method 'optimal': needs OR-Tools; pip install ortools")
     started = time.monotonic()
     if known is None:
         share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)

@@ -94,6 +94,15 @@ def test_schemas_are_json(crosspipe: Command, name: str) -> None:
     assert json.loads(crosspipe("schema", name))["additionalProperties"] is False
 
 
+def test_every_placement_can_be_made(crosspipe: Command) -> None:
+    for placement in ("one_per_rank", "wave", "loop", "region_wave", "region_loop"):
+        options = ["--ranks", "4", "--num-microbatches", "4", "--placement", placement]
+        stages = json.loads(crosspipe("problem", *options))["stages"]
+        ranks = [stage["rank"] for stage in stages]
+        assert sorted(set(ranks)) == [0, 1, 2, 3]
+    assert ranks == [0, 1, 0, 1, 2, 3, 2, 3]
+
+
 def test_negative_latency(crosspipe: Command, problem_file: str) -> None:
     edit(problem_file, links=[{"src": 0, "dst": 1, "latency_us": -5}])
     code, message = crosspipe.fails("plan", problem_file)

@@ -1,10 +1,13 @@
+import pytest
 from hypothesis import given, settings
 
 from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.errors import InputError
 from crosspipe_ray.planners.bounds import bounds_of
 from crosspipe_ray.planners.cpsat import Solution, solve
 from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import validate
 from crosspipe_ray.simulate import simulate
@@ -65,3 +68,13 @@ def test_progress_is_told() -> None:
     assert seen
     assert all(bound <= makespan for makespan, bound in seen)
     assert seen == sorted(seen, key=lambda pair: (-pair[0], pair[1]))
+
+
+def test_without_ortools_the_method_says_so_and_auto_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("crosspipe_ray.planners.methods.find_spec", lambda _: None)
+    problem = regions_problem(2, 2)
+    with pytest.raises(InputError, match="needs OR-Tools"):
+        plan(problem, method="optimal")
+    assert plan(problem).timeline.makespan_ns > 0
