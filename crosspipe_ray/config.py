@@ -123,6 +123,10 @@ class ClusterConfig(Section):
 
     regions: tuple[RegionConfig, ...] = Field(min_length=1)
     links: tuple[LinkConfig, ...] = ()
+    link_profile: Path | None = Field(
+        None, description="file of `crosspipe probe`: plan with its links in place of these"
+    )
+    allow_old_link_profile: bool = Field(False, description="take it even when beyond its limit")
     region_label: str = Field("region", description="Ray node label that holds the region's name")
     transport: Literal["collective", "object_store"] = "collective"
     emulate_links: bool = Field(

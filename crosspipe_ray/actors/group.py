@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +31,13 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.errors import ConfigError, RunError
-from crosspipe_ray.lowering import Program, lanes
+from crosspipe_ray.lowering import Lane, Program, lanes
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
 
 Actor = Any  # a handle of StageActor: Ray's stubs lose the types of methods in concurrency groups
 Result = TypeVar("Result")
+Group = TypeVar("Group", bound="StageGroup")
 
 _HEARTBEAT_EVERY_S = 10.0
 _STOP_TIMEOUT_S = 5.0
@@ -49,7 +50,12 @@ class StageGroup:
         actors: by rank.
         regions: of each rank, for messages.
         timeout_s: a rank that neither finishes nor answers for this long has failed.
+
+    Attributes:
+        actor_type: what one rank is.
     """
+
+    actor_type: Any = StageActor
 
     def __init__(
         self, actors: Sequence[Actor], regions: Sequence[str], *, timeout_s: float
@@ -71,6 +77,10 @@ class StageGroup:
         Raises:
             ConfigError: links are to be emulated, but the ranks are on several hosts.
         """
+        self.wire(kind, lanes(programs), emulation)
+
+    def wire(self, kind: TransportKind, pairs: Sequence[Lane], emulation: Emulation | None) -> None:
+        """Wires the ranks for directed pairs of them; raises as `connect` does."""
         names = sorted({host.name for host in self.hosts()})
         if emulation and len(names) > 1:
             raise ConfigError(
@@ -81,7 +91,7 @@ class StageGroup:
         wiring = Wiring(
             kind=kind,
             num_ranks=len(self._actors),
-            lanes=lanes(programs),
+            lanes=pairs,
             store=store,
             peers=dict(enumerate(self._actors)),
             emulation=emulation,
@@ -150,8 +160,14 @@ class StageGroup:
         """Calls every rank and waits for all."""
         return self._collect([start(actor) for actor in self._actors])
 
-    def _collect(self, references: Sequence[ObjectRef[Result]]) -> list[Result]:
-        """Waits for one result per rank; the first failure stops all ranks and is explained.
+    def _collect(
+        self, references: Sequence[ObjectRef[Result]], names: Sequence[str] = ()
+    ) -> list[Result]:
+        """Waits for all results; the first failure stops all ranks and is explained.
+
+        Args:
+            references: one per rank, or as many as there are names.
+            names: of the ranks that were called; default: all.
 
         Raises:
             RunError: names the rank, with its traceback.
@@ -162,18 +178,18 @@ class StageGroup:
             try:
                 ray.get(done)
             except RayError:
-                raise self._failure(references) from None
+                raise self._failure(references, names or self._names) from None
             if not done:
                 self._check_heartbeats()
         return list(ray.get(list(references)))
 
-    def _failure(self, references: Sequence[ObjectRef[Result]]) -> Exception:
+    def _failure(self, references: Sequence[ObjectRef[Result]], names: Sequence[str]) -> Exception:
         """Stops waiting ranks, so that each one's own error is known, and finds the first cause."""
         for actor in self._actors:
             actor.abort.remote("another rank failed")
         ray.wait(list(references), num_returns=len(references), timeout=_STOP_TIMEOUT_S)
         errors: dict[str, Exception] = {}
-        for name, reference in zip(self._names, references, strict=False):
+        for name, reference in zip(names, references, strict=False):
             error = _error_of(reference)
             if error is not None:
                 errors[name] = error
@@ -189,14 +205,24 @@ class StageGroup:
             raise RunError(f"{', '.join(silent)}: no answer for {self._timeout_s:g} s")
 
 
-@contextmanager
-def stage_group(regions: Sequence[str], *, label: str, timeout_s: float) -> Iterator[StageGroup]:
+def stage_group(
+    regions: Sequence[str], *, label: str, timeout_s: float
+) -> AbstractContextManager[StageGroup]:
     """Starts one actor per rank in its region; nothing of them is left afterwards."""
+    return started(StageGroup, regions, label=label, timeout_s=timeout_s)
+
+
+@contextmanager
+def started(
+    group_type: type[Group], regions: Sequence[str], *, label: str, timeout_s: float
+) -> Iterator[Group]:
+    """As `stage_group`, for groups of another type."""
     reservation = reserve(regions, label=label, timeout_s=timeout_s)
     group = None
     try:
-        actors = [_start(rank, reservation) for rank in range(len(regions))]
-        group = StageGroup(actors, regions, timeout_s=timeout_s)
+        actor_type = group_type.actor_type
+        actors = [_start(actor_type, rank, reservation) for rank in range(len(regions))]
+        group = group_type(actors, regions, timeout_s=timeout_s)
         yield group
     finally:
         if group is not None:
@@ -225,9 +251,9 @@ def _error_of(reference: ObjectRef[Result]) -> Exception | None:
     return None
 
 
-def _start(rank: int, reservation: PlacementGroup) -> Actor:
+def _start(actor_type: Any, rank: int, reservation: PlacementGroup) -> Actor:
     bundle = reservation.bundle_specs[rank]
     strategy = PlacementGroupSchedulingStrategy(reservation, placement_group_bundle_index=rank)
-    return StageActor.options(
+    return actor_type.options(
         num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), scheduling_strategy=strategy
     ).remote(rank)

@@ -11,6 +11,7 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.setup import plan_of, problem_of
 from crosspipe_ray.errors import RunError
+from crosspipe_ray.link_profile import LinkProfile
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
@@ -23,17 +24,19 @@ class Planner:
 
     Args:
         config: of the run.
+        link_profile: measured links, in place of the configured ones.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, link_profile: LinkProfile | None = None) -> None:
         os.nice(_NICENESS)
         self._config = config
+        self._link_profile = link_profile
         self._problem: Problem | None = None
 
     @ray.method
     def learn(self, profiles: Sequence[Sequence[LayerCosts]]) -> Problem:
         """Takes the costs that the ranks measured, one list per rank."""
-        self._problem = problem_of(self._config, profiles)
+        self._problem = problem_of(self._config, profiles, self._link_profile)
         return self._problem
 
     @ray.method

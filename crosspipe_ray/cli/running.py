@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +108,13 @@ def train(
         Path | None,
         typer.Option(metavar="PLAN.json", help="Train by it; default: profile and plan."),
     ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option(metavar="LINKS.json", help="Plan with what `crosspipe probe` measured."),
+    ] = None,
+    allow_old: Annotated[
+        bool, typer.Option("--allow-old", help="Take these links even beyond their limit.")
+    ] = False,
 ) -> None:
     """Profile, plan and train; leave a folder with everything."""
     from rich.console import Console
@@ -114,7 +122,12 @@ def train(
     from crosspipe_ray.config import load_config
     from crosspipe_ray.report.console import RunConsole
 
-    run = load_config(config, overrides=overrides or ())  # likewise
+    overrides = list(overrides or ())
+    if links:
+        overrides.append(f"cluster.link_profile={json.dumps(str(links))}")
+    if allow_old:
+        overrides.append("cluster.allow_old_link_profile=true")
+    run = load_config(config, overrides=overrides)  # likewise
     from crosspipe_ray.training.trainer import train as run_training
 
     run_training(run, RunConsole(Console()), address=address, plan_file=plan)

@@ -27,6 +27,7 @@ from crosspipe_ray.engine.setup import (
     assignments,
     check_same_data,
     complete,
+    link_profile_of,
     plan_of,
     problem_of,
     profile_run,
@@ -103,7 +104,9 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
         profiles = board.gather(profile_run(config, device=device))
-        plan = board.from_first(lambda: plan_of(config, problem_of(config, profiles)))
+        plan = board.from_first(
+            lambda: plan_of(config, problem_of(config, profiles, link_profile_of(config)))
+        )
         assigned = assignments(config, plan)
         inner = _connect(stack, board, [assignment.program for assignment in assigned], device)
         folder = _shared_folder(stack, board)

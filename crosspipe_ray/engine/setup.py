@@ -11,6 +11,7 @@ from crosspipe_ray.config import ClusterConfig, Config
 from crosspipe_ray.engine.measure import LayerCosts, profile_layers
 from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError, PlanError
+from crosspipe_ray.link_profile import LinkProfile, read_link_profile
 from crosspipe_ray.lowering import Program, lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.fixed import forward_only
@@ -56,13 +57,21 @@ def profile_run(config: Config, *, device: torch.device) -> list[LayerCosts]:
     )
 
 
-def problem_of(config: Config, profiles: Sequence[Sequence[LayerCosts]]) -> Problem:
+def problem_of(
+    config: Config,
+    profiles: Sequence[Sequence[LayerCosts]],
+    link_profile: LinkProfile | None = None,
+) -> Problem:
     """The planning problem of a run.
 
     Args:
         config: of the run.
         profiles: per rank, the costs of [embedding, block, norm and head]; the median rank counts,
             since a layer may come to lie on any of them.
+        link_profile: measured links, in place of the configured ones.
+
+    Raises:
+        InputError: a link between two regions was not measured.
     """
     embedding, block, head = (_median_layer(kind) for kind in zip(*profiles, strict=True))
     cluster = config.cluster
@@ -74,8 +83,30 @@ def problem_of(config: Config, profiles: Sequence[Sequence[LayerCosts]]) -> Prob
             for _ in range(region.num_ranks)
         ),
         layers=(embedding, *[block] * config.model.num_layers, head),
-        links=links_of(cluster),
+        links=(
+            link_profile.links_for(
+                cluster.rank_regions,
+                transport=cluster.transport,
+                message_bytes=block.output_bytes,
+            )
+            if link_profile
+            else links_of(cluster)
+        ),
     )
+
+
+def link_profile_of(config: Config) -> LinkProfile | None:
+    """The measured links that a run is to be planned with, if it names any.
+
+    Raises:
+        InputError: the file is wrong or too old, or lacks a link between two regions of the run.
+    """
+    cluster = config.cluster
+    if cluster.link_profile is None:
+        return None
+    profile = read_link_profile(cluster.link_profile, allow_old=cluster.allow_old_link_profile)
+    profile.links_for(cluster.rank_regions, transport=cluster.transport)
+    return profile
 
 
 def links_of(cluster: ClusterConfig) -> tuple[Link, ...]:
@@ -142,10 +173,11 @@ def check_before_start(config: Config) -> None:
 
     Raises:
         InputError: too few layers for the ranks, too little data for a batch, a placement that does
-            not go with tied embeddings, or no such planning method.
+            not go with tied embeddings, no such planning method, or measured links that do not do.
     """
     patterns_of(config)
     check_method(config.planner.method)
+    link_profile_of(config)
     num_ranks, num_layers = len(config.cluster.rank_regions), config.model.num_pipeline_layers
     if num_ranks > num_layers:
         raise ConfigError(

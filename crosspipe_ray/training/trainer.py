@@ -21,6 +21,7 @@ from crosspipe_ray.engine.setup import (
     check_before_start,
     check_same_data,
     complete,
+    link_profile_of,
     one_f_one_b_makespan_ns,
 )
 from crosspipe_ray.plan import Plan, read_plan
@@ -103,7 +104,7 @@ class _Run:
 
     def _plan(self) -> Plan:
         self._console.phase("profiling the layers, all ranks at once")
-        planner: Any = PlannerActor.remote(self._config)
+        planner: Any = PlannerActor.remote(self._config, link_profile_of(self._config))
         profiles = self._group.profile(self._config)
         self._profiled = ray.get(planner.learn.remote(profiles))
         self._console.phase(f"planning ({self._config.planner.method})")
