@@ -117,6 +117,7 @@ class Connection:
         Raises:
             WireError, OSError: refused, or this is another run's receiver.
         """
+        self._tls.do_handshake()
         challenge = self.receive(Challenge)
         self._key = wire.hello_key(token, challenge)
         self.send(hello)
