@@ -88,16 +88,16 @@ class Connection:
 
     @classmethod
     def dial(cls, address: Address, credentials: Credentials, *, timeout_s: float) -> Connection:
-        """Connects to a door; TLS is up when this returns.
+        """Connects to a door; ``introduce`` does the handshake.
 
         Raises:
-            OSError: nobody there, or not the one who should be.
+            OSError: nobody there.
         """
         plain = socket.create_connection(address, timeout=timeout_s)
-        context = credentials.client_context()
-        return cls(
-            context.wrap_socket(plain, server_hostname=credentials.name), timeout_s=timeout_s
+        tls = credentials.client_context().wrap_socket(
+            plain, server_hostname=credentials.name, do_handshake_on_connect=False
         )
+        return cls(tls, timeout_s=timeout_s)
 
     @classmethod
     def answer(

@@ -38,6 +38,10 @@ _MAX_UNCONFIRMED = 256
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 
+class _Gone(RunError):  # noqa: N818 - a rank that is gone is a fact, not a mistake
+    """The receiver's door is closed."""
+
+
 @dataclass(slots=True)
 class _Message:
     handle: EventHandle
@@ -113,6 +117,14 @@ class SendingLane:
             if message.is_taken:
                 self._queue.popleft()
             return _Part(message, offset, size)
+
+    def withdraw(self, wake: Callable[[], None]) -> None:
+        """This stream takes no chunks for a while; another one that is idle has to."""
+        with self._lock:
+            waking = [other for other in self._idle if other != wake]
+            self._idle = []
+        for other in waking:  # those that find nothing to do come back
+            other()
 
     def confirm(self, part: _Part) -> None:
         """The receiver has this chunk; with the last one the message is done."""
@@ -211,7 +223,8 @@ class SendingStream:
                 connection = self._reach()
             except RunError as error:
                 self._error = str(error)
-                self._lane.leave(self._error)
+                end_lane = self._lane.leave if isinstance(error, _Gone) else self._lane.fail
+                end_lane(self._error)
                 break
             try:
                 self._resume(connection, loss)
@@ -222,6 +235,7 @@ class SendingStream:
                 loss = error
             finally:
                 connection.close()
+                self._lane.withdraw(self._wake)
         self.is_settled.set()
 
     def _reach(self) -> Connection:
@@ -234,7 +248,7 @@ class SendingStream:
             try:
                 return self._connect()
             except ConnectionRefusedError:
-                raise RunError(f"{rank} is gone") from None
+                raise _Gone(f"{rank} is gone") from None
             except ssl.SSLCertVerificationError as error:
                 _log.warning("%s: refused %s:%d: %s", self.route.name, *self.route.address, error)
                 raise RunError(f"{rank} has no certificate that counts: {error}") from None
