@@ -30,8 +30,7 @@ from tests.contract.credentials import make_credentials
 
 _TIMEOUT_S = 120.0
 _KIB, _MIB = 1024, 1024 * 1024
-_NUM_STREAMS = (1, 4)
-_NUM_PINGS, _NUM_LARGE = 200, 8
+_NUM_PINGS, _NUM_LARGE = 50, 8
 _NUM_IN_FLIGHT = 32
 
 Connect = Callable[[int], Transport]
@@ -44,42 +43,46 @@ def main() -> None:
     parser.add_argument("--join", metavar="HOST:PORT")
     parser.add_argument("--host", default="127.0.0.1", help="address of this rank")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--num-streams", type=int, nargs="+", default=[1, 4])
     arguments = parser.parse_args()
+    counts: list[int] = arguments.num_streams
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)) / "credentials"
         if arguments.join:
             host, port = arguments.join.rsplit(":", 1)
-            _run_rank(1, join_store(host, int(port), timeout_s=_TIMEOUT_S), arguments.host, folder)
+            _run_rank(
+                1, join_store(host, int(port), timeout_s=_TIMEOUT_S), arguments.host, folder, counts
+            )
         elif arguments.listen:
             host, port = arguments.listen.rsplit(":", 1)
             store = TCPStore(host, int(port), is_master=True, wait_for_workers=False)
-            _run_rank(0, store, host, folder)
+            _run_rank(0, store, host, folder, counts)
         else:
-            _run_both(folder)
+            _run_both(folder, counts)
 
 
-def _run_both(folder: Path) -> None:
+def _run_both(folder: Path, counts: list[int]) -> None:
     make_credentials(folder)
     store = host_store("127.0.0.1", timeout_s=_TIMEOUT_S)
     context = multiprocessing.get_context("spawn")
-    other = context.Process(target=_join_here, args=(store.port, folder), daemon=True)
+    other = context.Process(target=_join_here, args=(store.port, folder, counts), daemon=True)
     other.start()
-    _run_rank(0, store, "127.0.0.1", folder)
+    _run_rank(0, store, "127.0.0.1", folder, counts)
     other.join(_TIMEOUT_S)
 
 
-def _join_here(port: int, folder: Path) -> None:
-    _run_rank(1, join_store("127.0.0.1", port, timeout_s=_TIMEOUT_S), "127.0.0.1", folder)
+def _join_here(port: int, folder: Path, counts: list[int]) -> None:
+    _run_rank(1, join_store("127.0.0.1", port, timeout_s=_TIMEOUT_S), "127.0.0.1", folder, counts)
 
 
-def _run_rank(rank: int, store: TCPStore, host: str, folder: Path) -> None:
+def _run_rank(rank: int, store: TCPStore, host: str, folder: Path, counts: list[int]) -> None:
     torch.set_num_threads(1)
     if rank == 0:
         print(
             "| transport | 64 KiB, half round trip | one 64 MiB | 32 x 4 MiB |\n|---|---|---|---|"
         )
     _measure("gloo", _gloo(store, rank), rank)
-    for num_streams in _NUM_STREAMS:
+    for num_streams in counts:
         name = f"streams, k = {num_streams}"
         _measure(name, _streams(PrefixStore(name, store), rank, host, folder, num_streams), rank)
 
@@ -99,7 +102,7 @@ def _gloo(store: TCPStore, rank: int) -> Transport:
 
 def _streams(store: PrefixStore, rank: int, host: str, folder: Path, num_streams: int) -> Transport:
     door = Door(host)
-    return StreamsTransport(
+    transport = StreamsTransport(
         door,
         rank=rank,
         addresses=exchange_addresses(store, door, rank=rank, num_ranks=2),
@@ -107,6 +110,8 @@ def _streams(store: PrefixStore, rank: int, host: str, folder: Path, num_streams
         num_streams={(0, 1): num_streams, (1, 0): num_streams},
         timeout_s=_TIMEOUT_S,
     )
+    transport.warm(timeout_s=_TIMEOUT_S)
+    return transport
 
 
 def _measure(name: str, transport: Transport, rank: int) -> None:
@@ -126,16 +131,18 @@ def _measure(name: str, transport: Transport, rank: int) -> None:
 def _half_round_trip_s(transport: Transport) -> float:
     peer = 1 - transport.rank
     there, back = torch.zeros(64 * _KIB // 4), torch.zeros(64 * _KIB // 4)
-    halves = []
+    halves, sends = [], []
     for _ in range(_NUM_PINGS):
         start_ns = clock.now_ns()
         answer = transport.irecv(back, peer=peer, tag=0)
         if transport.rank == 1:
             answer.wait(timeout_s=_TIMEOUT_S)
-        message = transport.isend(there, peer=peer, tag=0)
+        # Not waited for in the loop: a send may be done only when its receiver has said so.
+        sends.append(transport.isend(there, peer=peer, tag=0))
         answer.wait(timeout_s=_TIMEOUT_S)
         halves.append((clock.now_ns() - start_ns) / 2e9)
-        message.wait(timeout_s=_TIMEOUT_S)
+    for send in sends:
+        send.wait(timeout_s=_TIMEOUT_S)
     return statistics.median(halves)
 
 
