@@ -18,10 +18,16 @@ import pytest
 import torch
 
 from crosspipe_ray.engine.transports import Transport
-from crosspipe_ray.engine.transports.streams import Credentials, Door, StreamsTransport, wire
+from crosspipe_ray.engine.transports.streams import (
+    Credentials,
+    Door,
+    StreamsTransport,
+    sending,
+    wire,
+)
 from crosspipe_ray.engine.transports.streams.connection import Connection
 from crosspipe_ray.engine.transports.streams.wire import Chunk, Hello, WireError
-from crosspipe_ray.errors import RunError
+from crosspipe_ray.errors import ConfigError, RunError
 from tests.contract.credentials import make_credentials
 from tests.contract.tcp_proxy import CuttingProxy
 from tests.contract.transport_contract import MIB, TIMEOUT_S, number, receive, send
@@ -139,6 +145,33 @@ def test_receives_posted_after_the_connection_died_get_their_messages(
         receiver.irecv(into, peer=0, tag=0).wait(timeout_s=TIMEOUT_S)
         sent.wait(timeout_s=TIMEOUT_S)
     assert torch.equal(into, message)
+
+
+def test_a_stream_changes_its_key_before_it_is_worn_out(
+    credentials: Credentials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sending, "_MAX_BYTES_PER_KEY", 3 * MIB)
+    message = noise(10 * MIB)
+    with pair(credentials) as transports:
+        assert torch.equal(exchange(transports, message), message)
+    assert not caplog.text
+
+
+def test_credentials_that_are_no_good_are_an_error(credentials: Credentials) -> None:
+    missing = replace(credentials, authority=Path("nowhere.pem"))
+    door = Door("127.0.0.1")
+    with pytest.raises(ConfigError, match=r"no usable certificates .*nowhere\.pem"):
+        StreamsTransport(
+            door,
+            rank=0,
+            addresses=[door.address, door.address],
+            credentials=missing,
+            num_streams={},
+            timeout_s=TIMEOUT_S,
+        )
+    door.close()
+    with pytest.raises(ValueError, match="3 bytes: at least 16"):
+        replace(credentials, token=b"abc")
 
 
 def test_a_rank_that_does_not_come_back_is_gone(credentials: Credentials) -> None:

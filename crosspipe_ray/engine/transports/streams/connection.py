@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from crosspipe_ray.engine.transports.streams import wire
-from crosspipe_ray.engine.transports.streams.credentials import Credentials
 from crosspipe_ray.engine.transports.streams.wire import (
     AnyFrame,
     Challenge,
@@ -73,10 +72,14 @@ class Connection:
     Args:
         tls: its handshake need not be done yet.
         timeout_s: longest time for each call until ``settle``.
+
+    Attributes:
+        num_sent_bytes: by ``send``.
     """
 
     def __init__(self, tls: ssl.SSLSocket, *, timeout_s: float) -> None:
         self._tls = tls
+        self.num_sent_bytes = 0
         self._key = wire.open_key()
         self._header = bytearray(max(map(wire.frame_bytes, (Challenge, Hello, Welcome, Chunk))))
         tls.settimeout(timeout_s)
@@ -87,16 +90,16 @@ class Connection:
                 tls.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     @classmethod
-    def dial(cls, address: Address, credentials: Credentials, *, timeout_s: float) -> Connection:
-        """Connects to a door; ``introduce`` does the handshake.
+    def dial(
+        cls, address: Address, context: ssl.SSLContext, *, name: str, timeout_s: float
+    ) -> Connection:
+        """Connects to a door whose certificate is for ``name``; ``introduce`` does the handshake.
 
         Raises:
             OSError: nobody there.
         """
         plain = socket.create_connection(address, timeout=timeout_s)
-        tls = credentials.client_context().wrap_socket(
-            plain, server_hostname=credentials.name, do_handshake_on_connect=False
-        )
+        tls = context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
         return cls(tls, timeout_s=timeout_s)
 
     @classmethod
@@ -145,6 +148,7 @@ class Connection:
     def send(self, frame: Frame, payload: memoryview | None = None) -> None:
         """Writes a frame and the bytes that belong to it."""
         header = wire.encode(frame, self._key)
+        self.num_sent_bytes += len(header) + (0 if payload is None else len(payload))
         if payload is None:
             self._tls.sendall(header)
         elif len(payload) <= _ONE_RECORD_BYTES:

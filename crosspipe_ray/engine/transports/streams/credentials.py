@@ -6,6 +6,8 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crosspipe_ray.errors import ConfigError
+
 _MIN_TOKEN_BYTES = 16
 
 
@@ -35,7 +37,11 @@ class Credentials:
             raise ValueError(f"a token of {len(self.token)} bytes: at least {_MIN_TOKEN_BYTES}")
 
     def server_context(self) -> ssl.SSLContext:
-        """For the receiving end; it asks the sender for a certificate."""
+        """For the receiving end; it asks the sender for a certificate.
+
+        Raises:
+            ConfigError: a file is missing or wrong.
+        """
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
         # Without them nothing but frames is ever read: a readable socket means a frame.
@@ -43,12 +49,20 @@ class Credentials:
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """For the sending end; it checks certificate and name of the receiver."""
+        """For the sending end; it checks certificate and name of the receiver.
+
+        Raises:
+            ConfigError: a file is missing or wrong.
+        """
         return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
     def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(self.certificate, self.key)
-        context.load_verify_locations(self.authority)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            context.load_verify_locations(self.authority)
+        except OSError as error:
+            files = f"{self.certificate}, {self.key}, {self.authority}"
+            raise ConfigError(f"no usable certificates in {files}: {error}") from None
         return context

@@ -83,7 +83,12 @@ class Door:
         token: bytes,
         admit: Admit,
     ) -> None:
-        connection = Connection.answer(plain, context, timeout_s=HANDSHAKE_TIMEOUT_S)
+        try:
+            connection = Connection.answer(plain, context, timeout_s=HANDSHAKE_TIMEOUT_S)
+        except OSError as error:
+            _log.debug("%s has left at once: %s", host, error)
+            plain.close()
+            return
         self._guests.add(connection)
         try:
             if self._shut.is_set():

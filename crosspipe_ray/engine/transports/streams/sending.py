@@ -35,6 +35,8 @@ _CHUNK_BYTES = 1024 * 1024
 _MIN_CHUNK_BYTES = 64 * 1024
 # Their acks fit into any socket's buffer: the receiver never has to wait for us to read them.
 _MAX_UNCONFIRMED = 256
+# Under one key AES-GCM is safe for 2^24.5 TLS records, 380 GiB; a new connection has a new key.
+_MAX_BYTES_PER_KEY = 256 * 1024**3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 
@@ -176,6 +178,7 @@ class SendingStream:
         self.was_connected = False
         self._lane = lane
         self._credentials = credentials
+        self._context = credentials.client_context()
         self._stop = threading.Event()
         self._connection: Connection | None = None
         self._error: str | None = None
@@ -212,13 +215,17 @@ class SendingStream:
         self._bell.close()
         self._clapper.close()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or self._lane.error is not None
+
     def _wake(self) -> None:
         with suppress(OSError):  # full: it rings anyway; closed: there is nobody to wake
             self._clapper.send(b"!")
 
     def _run(self) -> None:
         loss: Exception | None = None
-        while not self._stop.is_set() and self._lane.error is None:
+        while not self._is_over:
             try:
                 connection = self._reach()
             except RunError as error:
@@ -231,6 +238,7 @@ class SendingStream:
                 self.was_connected = True
                 self.is_settled.set()
                 self._pump(connection)
+                loss = None
             except (OSError, WireError) as error:
                 loss = error
             finally:
@@ -261,7 +269,10 @@ class SendingStream:
 
     def _connect(self) -> Connection:
         connection = Connection.dial(
-            self.route.address, self._credentials, timeout_s=HANDSHAKE_TIMEOUT_S
+            self.route.address,
+            self._context,
+            name=self._credentials.name,
+            timeout_s=HANDSHAKE_TIMEOUT_S,
         )
         self._connection = connection
         try:
@@ -286,7 +297,7 @@ class SendingStream:
     def _pump(self, connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)
-        while not self._stop.is_set() and self._lane.error is None:
+        while not self._is_over and connection.num_sent_bytes < _MAX_BYTES_PER_KEY:
             if not self._send_next(connection):
                 self._await_news(poll)
             while connection.has_more or poll.poll(0):

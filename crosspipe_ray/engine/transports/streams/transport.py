@@ -49,6 +49,7 @@ class StreamsTransport(Transport):
 
     Raises:
         RunError: a rank did not connect in time, or was refused.
+        ConfigError: the credentials are no good.
         ValueError: too many streams.
     """
 
