@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import random
 import socket
 import ssl
@@ -17,15 +18,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from crosspipe_ray.engine.transports import Transport
+from crosspipe_ray.engine import clock
+from crosspipe_ray.engine.transports import EventHandle, Transport, host_store, join_store
+from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.engine.transports.streams import (
     Credentials,
     Door,
     StreamsTransport,
+    exchange_addresses,
     sending,
     wire,
 )
-from crosspipe_ray.engine.transports.streams.connection import Connection
+from crosspipe_ray.engine.transports.streams.connection import Connection, Route
+from crosspipe_ray.engine.transports.streams.receiving import ReceivingLane, ReceivingStream
 from crosspipe_ray.engine.transports.streams.wire import Chunk, Hello, WireError
 from crosspipe_ray.errors import ConfigError, RunError
 from tests.contract.credentials import make_credentials
@@ -184,6 +189,46 @@ def test_a_rank_that_does_not_come_back_is_gone(credentials: Credentials) -> Non
             arrival.wait(timeout_s=TIMEOUT_S)
 
 
+def wait_for_ever(store_port: int, folder: Path) -> None:
+    """Rank 1, in a process that will be killed."""
+    store = join_store("127.0.0.1", store_port, timeout_s=TIMEOUT_S)
+    transport = over_store(store, 1, make_credentials(folder))
+    send(transport, 0, peer=0)
+    transport.irecv(number(0), peer=0, tag=1).wait(timeout_s=TIMEOUT_S)
+
+
+def over_store(store: TCPStore, rank: int, credentials: Credentials) -> StreamsTransport:
+    door = Door("127.0.0.1")
+    return StreamsTransport(
+        door,
+        rank=rank,
+        addresses=exchange_addresses(store, door, rank=rank, num_ranks=2),
+        credentials=credentials,
+        num_streams={(1, 0): 2},
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def test_a_killed_rank_is_noticed_at_once(credentials: Credentials) -> None:
+    store = host_store("127.0.0.1", timeout_s=TIMEOUT_S)
+    process = multiprocessing.get_context("spawn").Process(
+        target=wait_for_ever, args=(store.port, credentials.key.parent), daemon=True
+    )
+    process.start()
+    transport = over_store(store, 0, credentials)
+    receive(transport, peer=1)
+    arrival = transport.irecv(number(0), peer=1, tag=1)
+    process.kill()
+    started_ns = clock.now_ns()
+    with pytest.raises(RunError, match="tag 1 from rank 1: rank 1 is gone"):
+        arrival.wait(timeout_s=TIMEOUT_S)
+    assert clock.now_ns() - started_ns < 3e9  # not the ten seconds that a lost link may take
+    process.join(TIMEOUT_S)
+    with pytest.raises(RunError, match="tag 2 to rank 1: rank 1 is gone"):
+        transport.isend(number(0), peer=1, tag=2).wait(timeout_s=TIMEOUT_S)
+    transport.close()
+
+
 def test_a_message_of_another_size_is_an_error(credentials: Credentials) -> None:
     with pair(credentials, resume_s=1) as (sender, receiver):
         arrival = receiver.irecv(torch.zeros(3), peer=0, tag=1)
@@ -312,16 +357,30 @@ def test_malformed_frames_over_an_open_stream_end_its_connection_and_nothing_els
 ) -> None:
     caplog.set_level(logging.ERROR)
     rng = random.Random(5)
-    door = Door("127.0.0.1")
-    with pair(credentials, door=door) as transports:
-        assert_refused(door, credentials, rng.randbytes(wire.frame_bytes(Chunk)))
-        tracemalloc.start()
-        for _ in range(30):
-            assert_refused(door, credentials, rng.randbytes(rng.randrange(66, 100_000)))
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak_bytes < MIB
-        send_and_receive(transports)
+    door, lane = Door("127.0.0.1"), ReceivingLane()
+    route = Route(0, 1, address=door.address, connect_s=TIMEOUT_S, resume_s=TIMEOUT_S)
+    stream = ReceivingStream(lane, route)
+    stream.start()
+    door.open(credentials, lambda _, connection: stream.adopt(connection))
+    arrival, into = EventHandle("receive", set()), bytearray(5)
+    lane.post(arrival, memoryview(into), 0)
+
+    assert_refused(door, credentials, rng.randbytes(wire.frame_bytes(Chunk)))
+    tracemalloc.start()
+    for _ in range(100):
+        assert_refused(door, credentials, rng.randbytes(rng.randrange(72, 100_000)))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < MIB
+
+    connection = intrude(door, credentials)
+    connection.send(Chunk(0, 0, 0, total_bytes=5, offset=0, size=5), memoryview(b"right"))
+    arrival.wait(timeout_s=TIMEOUT_S)
+    assert into == b"right"
+    connection.close()
+    door.close()
+    stream.stop()
+    stream.join(timeout_s=TIMEOUT_S)
 
 
 def assert_refused(door: Door, credentials: Credentials, data: bytes) -> None:
