@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--join", metavar="HOST:PORT")
     parser.add_argument("--host", default="127.0.0.1", help="address of this rank")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--num-streams", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--num-streams", type=int, nargs="+", default=[0, 1, 4], help="0: gloo")
     arguments = parser.parse_args()
     counts: list[int] = arguments.num_streams
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,8 +81,10 @@ def _run_rank(rank: int, store: TCPStore, host: str, folder: Path, counts: list[
         print(
             "| transport | 64 KiB, half round trip | one 64 MiB | 32 x 4 MiB |\n|---|---|---|---|"
         )
-    _measure("gloo", _gloo(store, rank), rank)
     for num_streams in counts:
+        if num_streams == 0:
+            _measure("gloo", _gloo(store, rank), rank)
+            continue
         name = f"streams, k = {num_streams}"
         _measure(name, _streams(PrefixStore(name, store), rank, host, folder, num_streams), rank)
 

@@ -22,8 +22,16 @@ Place = tuple[int, int, int, int]
 
 # Up to here a payload shares the TLS record, and so the packet, of its chunk's frame.
 _ONE_RECORD_BYTES = 16 * 1024 - wire.frame_bytes(Chunk)
-# A silent partition is noticed after this time, even on a stream that has nothing to say.
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+# Bytes that wait in the kernel of a slow stream are bytes that no faster one can take.
+_MAX_UNSENT_BYTES = 256 * 1024
+_TCP_OPTIONS = {
+    "TCP_NODELAY": 1,
+    "TCP_NOTSENT_LOWAT": _MAX_UNSENT_BYTES,
+    # A silent partition is noticed after half a minute, even on a stream that has nothing to say.
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +91,9 @@ class Connection:
         self._key = wire.open_key()
         self._header = bytearray(max(map(wire.frame_bytes, (Challenge, Hello, Welcome, Chunk))))
         tls.settimeout(timeout_s)
-        tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
-            if hasattr(socket, option):  # not on macOS
+        for option, value in _TCP_OPTIONS.items():
+            if hasattr(socket, option):  # macOS lacks some
                 tls.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     @classmethod

@@ -30,9 +30,9 @@ from crosspipe_ray.errors import RunError
 
 _log = logging.getLogger(__name__)
 
-# Small enough to share a message out among streams, large enough to forget the cost of a frame.
-_CHUNK_BYTES = 1024 * 1024
-_MIN_CHUNK_BYTES = 64 * 1024
+# A message gives every stream several turns, so that a slow one can take fewer than the others.
+_TURNS = 16
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 64 * 1024, 1024 * 1024
 # Their acks fit into any socket's buffer: the receiver never has to wait for us to read them.
 _MAX_UNCONFIRMED = 256
 # Under one key AES-GCM is safe for 2^24.5 TLS records, 380 GiB; a new connection has a new key.
@@ -89,8 +89,8 @@ class SendingLane:
 
     def post(self, handle: EventHandle, payload: memoryview, tag: int) -> None:
         """Queues a message; a lane that has failed fails it."""
-        share = -(-len(payload) // self._num_streams)
-        chunk_bytes = min(max(share, _MIN_CHUNK_BYTES), _CHUNK_BYTES)
+        share = -(-len(payload) // (_TURNS * self._num_streams))
+        chunk_bytes = min(max(share, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
         with self._lock:
             if self._error is None:
                 message = _Message(handle, payload, next(self._sequence), tag, chunk_bytes)
