@@ -54,6 +54,7 @@ def main() -> None:
                 1, join_store(host, int(port), timeout_s=_TIMEOUT_S), arguments.host, folder, counts
             )
         elif arguments.listen:
+            make_credentials(folder)  # before the other rank can join and look for them
             host, port = arguments.listen.rsplit(":", 1)
             store = TCPStore(host, int(port), is_master=True, wait_for_workers=False)
             _run_rank(0, store, host, folder, counts)

@@ -1,4 +1,4 @@
-"""The receiving end of a lane: receives that are posted, streams that fill their tensors.
+"""The streams of a lane's receiving end: each fills the tensors of posted receives.
 
 Nothing is kept that nobody has asked for: a chunk is read from its socket once its receive is
 posted, straight into the tensor. Until then it stays with the kernel, and TCP slows the sender.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 
-from crosspipe_ray.engine.transports.base import EventHandle
 from crosspipe_ray.engine.transports.streams.connection import Connection, Route
 from crosspipe_ray.engine.transports.streams.door import is_closed
+from crosspipe_ray.engine.transports.streams.lanes import ReceivingLane
 from crosspipe_ray.engine.transports.streams.wire import Ack, Chunk, Welcome, WireError
 from crosspipe_ray.errors import RunError
 
@@ -21,73 +20,6 @@ _log = logging.getLogger(__name__)
 
 _PROBE_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 1.0
-
-
-@dataclass(slots=True)
-class _Receive:
-    handle: EventHandle
-    into: memoryview
-    tag: int
-    num_missing: int
-
-
-class ReceivingLane:
-    """Messages of one directed pair, on their way in; ``changed`` guards it and its streams."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.error: str | None = None
-        self._num_posted = 0
-        self._receives: dict[int, _Receive] = {}
-
-    def post(self, handle: EventHandle, into: memoryview, tag: int) -> None:
-        """Expects a message; a lane that has failed fails it."""
-        with self.changed:
-            if self.error is not None:
-                handle.finish(RunError(f"{handle.name}: {self.error}"))
-                return
-            self._receives[self._num_posted] = _Receive(handle, into, tag, len(into))
-            self._num_posted += 1
-            self.changed.notify_all()
-
-    def place(self, chunk: Chunk) -> memoryview | None:
-        """Where a chunk belongs; None while its receive is not posted.
-
-        Raises:
-            WireError: its message is another one than the receive expects.
-        """
-        receive = self._receives.get(chunk.sequence)
-        if receive is None:
-            if chunk.sequence < self._num_posted:
-                raise WireError(f"message {chunk.sequence} has been received before")
-            return None
-        if (chunk.tag, chunk.total_bytes) != (receive.tag, len(receive.into)):
-            self.fail(
-                f"{receive.handle.name}, {len(receive.into)} bytes, met a send of tag {chunk.tag}, "
-                f"{chunk.total_bytes} bytes"
-            )
-            raise WireError("another message than expected")
-        return receive.into[chunk.offset : chunk.offset + chunk.size]
-
-    def land(self, chunk: Chunk) -> None:
-        """A chunk is in its place; with the last one the message is done."""
-        with self.changed:
-            receive = self._receives.get(chunk.sequence)
-            if receive is None:  # failed in the meantime
-                return
-            receive.num_missing -= chunk.size
-            if receive.num_missing == 0:
-                del self._receives[chunk.sequence]
-                receive.handle.finish()
-
-    def fail(self, reason: str) -> None:
-        """Ends this lane: its receives, and those to come."""
-        with self.changed:
-            self.error = self.error or reason
-            receives, self._receives = self._receives, {}
-            self.changed.notify_all()
-        for receive in receives.values():
-            receive.handle.finish(RunError(f"{receive.handle.name}: {self.error}"))
 
 
 class ReceivingStream:

@@ -1,8 +1,8 @@
-"""The sending end of a lane: messages in a queue, streams that take chunks from it.
+"""The streams of a lane's sending end: each takes chunks, and sees them through.
 
-Whichever stream is free takes the next chunk, so a slow one holds up nobody. A stream remembers
-its chunks until the receiver has confirmed them; over a new connection it goes on with those that
-the receiver lacks, before it takes others. So its chunks always come in order and exactly once.
+A stream remembers its chunks until the receiver has confirmed them; over a new connection it goes
+on with those that the receiver lacks, before it takes others. So its chunks always come in order
+and exactly once.
 """
 
 from __future__ import annotations
@@ -14,25 +14,18 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
-from typing import NamedTuple
 
-from crosspipe_ray.engine.transports.base import EventHandle
 from crosspipe_ray.engine.transports.streams import wire
 from crosspipe_ray.engine.transports.streams.connection import Connection, Route
 from crosspipe_ray.engine.transports.streams.credentials import Credentials
 from crosspipe_ray.engine.transports.streams.door import HANDSHAKE_TIMEOUT_S
+from crosspipe_ray.engine.transports.streams.lanes import Part, SendingLane
 from crosspipe_ray.engine.transports.streams.wire import Ack, Chunk, Hello, WireError
 from crosspipe_ray.errors import RunError
 
 _log = logging.getLogger(__name__)
 
-# A message gives every stream several turns, so that a slow one can take fewer than the others.
-_TURNS = 16
-_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 64 * 1024, 1024 * 1024
 # Their acks fit into any socket's buffer: the receiver never has to wait for us to read them.
 _MAX_UNCONFIRMED = 256
 # Under one key AES-GCM is safe for 2^24.5 TLS records, 380 GiB; a new connection has a new key.
@@ -42,125 +35,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 class _Gone(RunError):  # noqa: N818 - a rank that is gone is a fact, not a mistake
     """The receiver's door is closed."""
-
-
-@dataclass(slots=True)
-class _Message:
-    handle: EventHandle
-    payload: memoryview
-    sequence: int
-    tag: int
-    chunk_bytes: int
-    taken_bytes: int = 0
-    num_unconfirmed: int = 0
-
-    @property
-    def is_taken(self) -> bool:
-        return self.taken_bytes == len(self.payload)
-
-
-class _Part(NamedTuple):
-    message: _Message
-    offset: int
-    size: int
-
-
-class SendingLane:
-    """Messages of one directed pair, on their way out.
-
-    Args:
-        num_streams: that share the messages.
-    """
-
-    def __init__(self, num_streams: int) -> None:
-        self._num_streams = num_streams
-        self._num_left = 0
-        self._lock = threading.Lock()
-        self._sequence = count()
-        self._queue: deque[_Message] = deque()
-        self._open: set[EventHandle] = set()
-        self._idle: list[Callable[[], None]] = []
-        self._error: str | None = None
-
-    @property
-    def error(self) -> str | None:
-        """Why nothing goes out any more."""
-        return self._error
-
-    def post(self, handle: EventHandle, payload: memoryview, tag: int) -> None:
-        """Queues a message; a lane that has failed fails it."""
-        share = -(-len(payload) // (_TURNS * self._num_streams))
-        chunk_bytes = min(max(share, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
-        with self._lock:
-            if self._error is None:
-                message = _Message(handle, payload, next(self._sequence), tag, chunk_bytes)
-                self._queue.append(message)
-                self._open.add(handle)
-                num_chunks = max(1, -(-len(payload) // chunk_bytes))
-                waking, self._idle = self._idle[:num_chunks], self._idle[num_chunks:]
-            else:
-                handle.finish(RunError(f"{handle.name}: {self._error}"))
-                waking = []
-        for wake in waking:
-            wake()
-
-    def take(self, wake: Callable[[], None]) -> _Part | None:
-        """The next chunk; without one, ``wake`` is called once there is."""
-        with self._lock:
-            if not self._queue:
-                if wake not in self._idle:
-                    self._idle.append(wake)
-                return None
-            message = self._queue[0]
-            offset = message.taken_bytes
-            size = min(message.chunk_bytes, len(message.payload) - offset)
-            message.taken_bytes += size
-            message.num_unconfirmed += 1
-            if message.is_taken:
-                self._queue.popleft()
-            return _Part(message, offset, size)
-
-    def withdraw(self, wake: Callable[[], None]) -> None:
-        """This stream takes no chunks for a while; another one that is idle has to."""
-        with self._lock:
-            waking = [other for other in self._idle if other != wake]
-            self._idle = []
-        for other in waking:  # those that find nothing to do come back
-            other()
-
-    def confirm(self, part: _Part) -> None:
-        """The receiver has this chunk; with the last one the message is done."""
-        with self._lock:
-            message = part.message
-            message.num_unconfirmed -= 1
-            is_done = message.is_taken and message.num_unconfirmed == 0
-            if is_done:
-                self._open.discard(message.handle)
-        if is_done:
-            message.handle.finish()
-
-    def leave(self, reason: str) -> None:
-        """One stream gives up; the last one ends the lane.
-
-        The others may still have to read the acks that a rank sent before it left.
-        """
-        with self._lock:
-            self._num_left += 1
-            is_last = self._num_left == self._num_streams
-        if is_last:
-            self.fail(reason)
-
-    def fail(self, reason: str) -> None:
-        """Ends this lane: its messages, and those to come."""
-        with self._lock:
-            self._error = self._error or reason
-            handles, self._open = self._open, set()
-            self._queue.clear()
-            waking, self._idle = self._idle, []
-        for handle in handles:
-            handle.finish(RunError(f"{handle.name}: {self._error}"))
-        for wake in waking:
-            wake()
 
 
 class SendingStream:
@@ -183,7 +57,7 @@ class SendingStream:
         self._connection: Connection | None = None
         self._error: str | None = None
         self._num_confirmed = 0
-        self._unconfirmed: deque[_Part] = deque()
+        self._unconfirmed: deque[Part] = deque()
         self._bell, self._clapper = socket.socketpair()
         self._bell.setblocking(False)
         self._clapper.setblocking(False)
@@ -332,7 +206,7 @@ class SendingStream:
             self._lane.confirm(self._unconfirmed.popleft())
 
 
-def _send(connection: Connection, number: int, part: _Part) -> None:
+def _send(connection: Connection, number: int, part: Part) -> None:
     message, offset, size = part
     total = len(message.payload)
     chunk = Chunk(number, message.sequence, message.tag, total, offset, size)

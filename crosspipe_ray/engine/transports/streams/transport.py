@@ -18,8 +18,9 @@ from crosspipe_ray.engine.transports.streams.connection import (
 )
 from crosspipe_ray.engine.transports.streams.credentials import Credentials
 from crosspipe_ray.engine.transports.streams.door import HANDSHAKE_TIMEOUT_S, Door
-from crosspipe_ray.engine.transports.streams.receiving import ReceivingLane, ReceivingStream
-from crosspipe_ray.engine.transports.streams.sending import SendingLane, SendingStream
+from crosspipe_ray.engine.transports.streams.lanes import ReceivingLane, SendingLane
+from crosspipe_ray.engine.transports.streams.receiving import ReceivingStream
+from crosspipe_ray.engine.transports.streams.sending import SendingStream
 from crosspipe_ray.engine.transports.streams.wire import (
     MAX_MESSAGE_BYTES,
     MAX_STREAMS,
