@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crosspipe_ray.engine.transports.streams import (
-    Credentials,
-)
+from crosspipe_ray.engine.transports.streams import Credentials
 from tests.contract.credentials import make_credentials
 
 
