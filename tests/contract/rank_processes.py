@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.distributed_c10d import PrefixStore
 
 from crosspipe_ray.engine.transports import (
     CollectiveTransport,
@@ -24,9 +25,11 @@ from crosspipe_ray.engine.transports import (
     join_store,
 )
 from crosspipe_ray.engine.transports.communicators import TCPStore
+from crosspipe_ray.engine.transports.streams import Door, StreamsTransport, exchange_addresses
+from tests.contract.credentials import make_credentials
 from tests.contract.transport_contract import TIMEOUT_S, Body
 
-Kind = Literal["plain", "shaped"]
+Kind = Literal["plain", "shaped", "streams"]
 
 _READY = "ready"
 # The other pairs have no communicator of their own and share one.
@@ -67,6 +70,7 @@ class RankProcesses:
         self, num_ranks: int, folder: Path, *, device: str = "cpu", checks_leaks: bool = True
     ) -> None:
         self._store = host_store("127.0.0.1", timeout_s=TIMEOUT_S)
+        make_credentials(folder / "streams")
         self._logs = [folder / f"rank{rank}.stderr" for rank in range(num_ranks)]
         self._names = (f"body{number}" for number in itertools.count())
         context = multiprocessing.get_context("spawn")
@@ -118,6 +122,18 @@ class _Rank:
 
     def run(self, store: TCPStore, kind: Kind, name: str, num_ranks: int, body: Body) -> Any:
         before = _held_by_process()
+        connect = self._streams if kind == "streams" else self._collective
+        transport = connect(store, name, num_ranks)
+        if kind == "shaped":
+            clock_dir = self.folder / name
+            clock_dir.mkdir(exist_ok=True)
+            transport = ShapedTransport(transport, links=emulated_links(), clock_dir=clock_dir)
+        result = run_body(transport, body)
+        if self.checks_leaks and self.device == "cpu":  # CUDA itself keeps threads and files
+            assert _is_back_to(before), "threads or files are left behind"
+        return result
+
+    def _collective(self, store: TCPStore, name: str, num_ranks: int) -> Transport:
         collective = CollectiveTransport(
             store,
             rank=self.rank,
@@ -128,15 +144,20 @@ class _Rank:
             name=name,
         )
         collective.warm(timeout_s=TIMEOUT_S)
-        transport: Transport = collective
-        if kind == "shaped":
-            clock_dir = self.folder / name
-            clock_dir.mkdir(exist_ok=True)
-            transport = ShapedTransport(collective, links=emulated_links(), clock_dir=clock_dir)
-        result = run_body(transport, body)
-        if self.checks_leaks and self.device == "cpu":  # CUDA itself keeps threads and files
-            assert _is_back_to(before), "threads or files are left behind"
-        return result
+        return collective
+
+    def _streams(self, store: TCPStore, name: str, num_ranks: int) -> Transport:
+        door = Door("127.0.0.1")
+        return StreamsTransport(
+            door,
+            rank=self.rank,
+            addresses=exchange_addresses(
+                PrefixStore(name, store), door, rank=self.rank, num_ranks=num_ranks
+            ),
+            credentials=make_credentials(self.folder / "streams"),
+            num_streams=dict.fromkeys(LANES, 3),
+            timeout_s=TIMEOUT_S,
+        )
 
 
 def _serve(rank: _Rank, port: int, log: Path, connection: Connection) -> None:

@@ -38,7 +38,7 @@ def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPro
     assert processes.stop() == "", "a transport writes to stderr"
 
 
-@pytest.fixture(params=["loopback", "shaped_loopback", "gloo", "shaped_gloo"])
+@pytest.fixture(params=["loopback", "shaped_loopback", "gloo", "shaped_gloo", "streams"])
 def run_ranks(request: pytest.FixtureRequest, tmp_path: Path) -> RunRanks:
     match request.param:
         case "loopback":
@@ -47,6 +47,8 @@ def run_ranks(request: pytest.FixtureRequest, tmp_path: Path) -> RunRanks:
             return partial(run_in_threads, tmp_path)
         case "gloo":
             return partial(request.getfixturevalue("rank_processes").run, "plain")
+        case "streams":
+            return partial(request.getfixturevalue("rank_processes").run, "streams")
         case _:
             return partial(request.getfixturevalue("rank_processes").run, "shaped")
 
