@@ -9,7 +9,7 @@ import ray
 
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
-from crosspipe_ray.engine.setup import plan_of, problem_of
+from crosspipe_ray.engine.planning import plan_of, problem_of
 from crosspipe_ray.errors import RunError
 from crosspipe_ray.link_profile import LinkProfile
 from crosspipe_ray.plan import Plan

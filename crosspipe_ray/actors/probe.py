@@ -18,8 +18,8 @@ from crosspipe_ray.actors.probed_rank import TIMEOUT_S, Load, ProbeGroup
 from crosspipe_ray.actors.stage import Emulation, TransportKind
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.links import jitter_of
+from crosspipe_ray.engine.planning import links_of
 from crosspipe_ray.engine.probing import ProbeSettings
-from crosspipe_ray.engine.setup import links_of
 from crosspipe_ray.errors import ClusterError
 from crosspipe_ray.link_estimate import measured_link
 from crosspipe_ray.link_fit import groups_of, share_a_channel

@@ -20,18 +20,12 @@ import torch
 
 from crosspipe_ray.config import load_config
 from crosspipe_ray.engine.board import Board
+from crosspipe_ray.engine.checks import check_same_data, complete
 from crosspipe_ray.engine.device import rank_device
 from crosspipe_ray.engine.links import emulated, shaped
+from crosspipe_ray.engine.planning import link_profile_of, plan_of, problem_of
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
-from crosspipe_ray.engine.setup import (
-    assignments,
-    check_same_data,
-    complete,
-    link_profile_of,
-    plan_of,
-    problem_of,
-    profile_run,
-)
+from crosspipe_ray.engine.setup import assignments, profile_run
 from crosspipe_ray.engine.training_rank import TrainingRank
 from crosspipe_ray.engine.transports import (
     CollectiveTransport,

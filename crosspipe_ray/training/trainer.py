@@ -15,15 +15,10 @@ from crosspipe_ray.actors.group import StageGroup, clock_folder, stage_group
 from crosspipe_ray.actors.planner import PlannerActor
 from crosspipe_ray.actors.stage import Emulation, Readiness
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.checks import check_before_start, check_same_data, complete
 from crosspipe_ray.engine.links import jitter_of
-from crosspipe_ray.engine.setup import (
-    assignments,
-    check_before_start,
-    check_same_data,
-    complete,
-    link_profile_of,
-    one_f_one_b_makespan_ns,
-)
+from crosspipe_ray.engine.planning import link_profile_of, one_f_one_b_makespan_ns
+from crosspipe_ray.engine.setup import assignments
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem

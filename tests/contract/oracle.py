@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.checks import complete
 from crosspipe_ray.engine.measure import LayerCosts
-from crosspipe_ray.engine.setup import assignments, complete, problem_of
+from crosspipe_ray.engine.planning import problem_of
+from crosspipe_ray.engine.setup import assignments
 from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.plan import Plan

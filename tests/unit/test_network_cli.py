@@ -8,7 +8,7 @@ import pytest
 from crosspipe_ray.cli.app import app, main
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
-from crosspipe_ray.engine.setup import link_profile_of, problem_of
+from crosspipe_ray.engine.planning import link_profile_of, problem_of
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.link_profile import LinkProfile, write_link_profile
 from tests.unit.synthetic_links import TrueLink, measured, profile_of

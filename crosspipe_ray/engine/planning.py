@@ -1,0 +1,147 @@
+"""From a configuration and measured costs to a problem, and to its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from crosspipe_ray.config import ClusterConfig, Config
+from crosspipe_ray.engine.measure import LayerCosts
+from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError
+from crosspipe_ray.link_profile import LinkProfile, read_link_profile
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.problem import Layer, Link, Problem, Rank
+
+_MEASURED = (
+    "forward_us", "backward_input_us", "backward_weight_us", "activation_bytes",
+    "freed_by_backward_input_bytes", "output_bytes", "weight_bytes", "optimizer_bytes",
+)  # fmt: skip
+
+
+def problem_of(
+    config: Config,
+    profiles: Sequence[Sequence[LayerCosts]],
+    link_profile: LinkProfile | None = None,
+) -> Problem:
+    """The planning problem of a run.
+
+    Args:
+        config: of the run.
+        profiles: per rank, the costs of [embedding, block, norm and head]; the median rank counts,
+            since a layer may come to lie on any of them.
+        link_profile: measured links, in place of the configured ones.
+
+    Raises:
+        InputError: a link between two regions was not measured.
+    """
+    embedding, block, head = (_median_layer(kind) for kind in zip(*profiles, strict=True))
+    cluster = config.cluster
+    return Problem(
+        num_microbatches=config.training.num_microbatches,
+        ranks=tuple(
+            Rank(cluster=region.name, memory_limit_bytes=region.memory_limit_bytes)
+            for region in cluster.regions
+            for _ in range(region.num_ranks)
+        ),
+        layers=(embedding, *[block] * config.model.num_layers, head),
+        links=(
+            link_profile.links_for(
+                cluster.rank_regions,
+                transport=cluster.transport,
+                message_bytes=block.output_bytes,
+            )
+            if link_profile
+            else links_of(cluster)
+        ),
+    )
+
+
+def link_profile_of(config: Config) -> LinkProfile | None:
+    """The measured links that a run is to be planned with, if it names any.
+
+    Raises:
+        InputError: the file is wrong or too old, or lacks a link between two regions of the run.
+    """
+    cluster = config.cluster
+    if cluster.link_profile is None:
+        return None
+    profile = read_link_profile(cluster.link_profile, allow_old=cluster.allow_old_link_profile)
+    profile.links_for(cluster.rank_regions, transport=cluster.transport)
+    return profile
+
+
+def links_of(cluster: ClusterConfig) -> tuple[Link, ...]:
+    """Directed links between regions; all pairs of two regions share one channel per direction."""
+    links = []
+    for link in cluster.links:
+        ends = (
+            [(link.src, link.dst), (link.dst, link.src)]
+            if link.both_ways
+            else [(link.src, link.dst)]
+        )
+        for src, dst in ends:
+            links.append(
+                Link(
+                    src=src,
+                    dst=dst,
+                    latency_us=link.latency_us,
+                    bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+                )
+            )
+    return tuple(links)
+
+
+def patterns_of(config: Config) -> tuple[Pattern, ...]:
+    """Placements that the planner may try.
+
+    Raises:
+        ConfigError: a tied model whose first and last stage would be on different ranks.
+    """
+    chosen = config.planner.placement
+    patterns = tuple(Pattern) if chosen == "auto" else (Pattern(chosen),)
+    if not config.model.tie_embeddings or len(config.cluster.rank_regions) == 1:
+        return patterns
+    if Pattern.WAVE not in patterns:
+        raise ConfigError(
+            f"model.tie_embeddings: the first and the last stage must be on one rank, and "
+            f"planner.placement '{chosen}' puts them apart; use 'wave', or false"
+        )
+    return (Pattern.WAVE,)
+
+
+def plan_of(
+    config: Config, problem: Problem, on_attempt: Callable[[Attempt], None] = lambda _: None
+) -> Plan:
+    """Plans a run as its configuration asks.
+
+    Raises:
+        InputError: the configuration asks for what cannot be.
+        InfeasibleError: memory is too small.
+    """
+    planner = config.planner
+    budget = Budget(time_limit_s=planner.time_limit_s, seed=planner.seed)
+    return plan(
+        problem,
+        method=planner.method,
+        budget=budget,
+        patterns=patterns_of(config),
+        on_attempt=on_attempt,
+    )
+
+
+def one_f_one_b_makespan_ns(problem: Problem) -> int | None:
+    """What 1F1B takes on the same costs and links; None where it does not fit."""
+    try:
+        return plan(problem, method="1f1b").timeline.makespan_ns
+    except (InputError, InfeasibleError):
+        return None
+
+
+def _median_layer(measured: Sequence[LayerCosts]) -> Layer:
+    """One layer's costs over all ranks."""
+    values = {name: median(getattr(costs, name) for costs in measured) for name in _MEASURED}
+    return Layer(
+        **{name: value if name.endswith("_us") else round(value) for name, value in values.items()}
+    )
