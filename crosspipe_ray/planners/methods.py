@@ -10,13 +10,15 @@ from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat import solve
 from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy_order
+from crosspipe_ray.planners.improve import improved
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
-_FIRST_SHARE = 0.3  # of the time: for the order that the solver starts from
+_FIRST_SHARE = 0.3  # of the time: for an order to start from
+_STEPS = 10  # of improve, for an attempt of greedy, which takes about that much longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,29 @@ def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -
     return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
 
 
+def _improve(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
+    started = time.monotonic()
+    known = known or _first(problem, bounds, budget)
+    order = improved(
+        problem,
+        known,
+        time_limit_s=budget.time_limit_s - (time.monotonic() - started),
+        iterations=_STEPS * budget.iterations,
+        seed=budget.seed,
+        enough_ns=bounds.makespan_ns * (1 + budget.gap),
+    )
+    return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
+
+
+def _first(problem: Problem, bounds: Bounds, budget: Budget) -> Order:
+    """An order to start from."""
+    share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)
+    return _greedy(problem, bounds, share, None).order
+
+
 def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
     started = time.monotonic()
-    if known is None:
-        share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)
-        known = _greedy(problem, bounds, share, None).order
+    known = known or _first(problem, bounds, budget)
     solution = solve(
         problem,
         known=known,
@@ -132,6 +152,9 @@ METHODS: dict[str, Method] = {
             lambda problem, *_: Found(crosspipe_greedy(problem)),
         ),
         Method("greedy", "knows links and memory; any placement", None, _greedy, is_search=True),
+        Method(
+            "improve", "moves on the critical path; any placement", None, _improve, is_search=True
+        ),
         Method("optimal", "a solver proves it; any placement", None, _optimal, is_search=True),
     )
 }
