@@ -101,6 +101,7 @@ class Graph:
         machine: per node.
         ends: per node, when it ends at the earliest.
         rests: per node, the least time from its start to the end of the step.
+        order: nodes such that all come after what they wait for.
         held: per node, bytes that its rank holds before it starts.
         makespan_ns: the longest path.
     """
@@ -118,7 +119,7 @@ class Graph:
             self._link(machine, 0, len(sequence))
         self.ends, self.rests = [0] * (size + 1), [0] * (size + 1)
         self._last = [node for node in range(size) if jobs.finish[node]]
-        self._order = list(range(size))
+        self.order = list(range(size))
         self._position = [*range(size), NONE]
         if not self._evaluate(0, size - 1):
             raise ValueError("the order waits for itself")
@@ -161,7 +162,7 @@ class Graph:
         part = self._sorted(low, high)
         if len(part) <= high - low:
             return False
-        self._order[low : high + 1] = part
+        self.order[low : high + 1] = part
         for place, node in enumerate(part, low):
             self._position[node] = place
         self._run_forwards(low)
@@ -174,7 +175,7 @@ class Graph:
     def _sorted(self, low: int, high: int) -> list[int]:
         """A part of the order such that all run after what they wait for; shorter: a cycle."""
         position, previous, before = self._position, self.previous, self.jobs.before
-        part = self._order[low : high + 1]
+        part = self.order[low : high + 1]
         missing = {
             node: (position[previous[node]] >= low) + (position[before[node]] >= low)
             for node in part
@@ -191,7 +192,7 @@ class Graph:
     def _run_forwards(self, low: int) -> None:
         jobs, ends, previous = self.jobs, self.ends, self.previous
         duration, before, lag, gate = jobs.duration, jobs.before, jobs.lag, jobs.gate
-        for node in self._order[low:]:
+        for node in self.order[low:]:
             start = ends[before[node]] + lag[node]
             free = ends[previous[node]]
             if free > start:
@@ -203,7 +204,7 @@ class Graph:
     def _run_backwards(self, high: int) -> None:
         jobs, rests, following = self.jobs, self.rests, self._next
         duration, after, lag, finish = jobs.duration, jobs.after, jobs.lag, jobs.finish
-        for node in self._order[high::-1]:
+        for node in self.order[high::-1]:
             waiting = after[node]
             rest = rests[waiting] + lag[waiting]
             own = rests[following[node]]

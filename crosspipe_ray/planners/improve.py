@@ -97,7 +97,7 @@ class _Search:
     def _remember(self) -> None:
         self.best_ns = self._graph.makespan_ns
         self.best = [list(sequence) for sequence in self._graph.sequences]
-        self.best_ends = list(self._graph.ends)
+        self.best_run = list(self._graph.order)
         self._found_at = self.num_steps
 
     def _chosen(self) -> Move | None:
@@ -223,7 +223,7 @@ def _sequences(net: Net, jobs: Jobs, timeline: Timeline) -> list[list[int]]:
     ranks = [[_op_of(span.op, count) for span in spans] for spans in timeline.ranks]
     message_of = {jobs.before[node]: node for node in range(num_ops, len(jobs.row))}
     channels: dict[int, list[int]] = {}
-    for send in sorted(timeline.sends, key=lambda send: (send.start_ns, send.op)):
+    for send in timeline.sends:
         node = message_of.get(_op_of(send.op, count))
         if node is not None:
             row = jobs.row[node]
@@ -247,9 +247,12 @@ def _order(problem: Problem, net: Net, jobs: Jobs, search: _Search) -> Order:
         begin = count * net.first[rank]
         state.order[begin : begin + len(sequence)] = sequence
         state.length[rank] = len(sequence)
-    messages = range(len(net.duration) * count, len(jobs.row))
-    shared = [node for node in messages if net.shared[jobs.row[node]] >= 0]
-    shared.sort(key=lambda node: (search.best_ends[node], node))
+    first_message = len(net.duration) * count
+    shared = [
+        node
+        for node in search.best_run
+        if node >= first_message and net.shared[jobs.row[node]] >= 0
+    ]
     state.sends[: len(shared)] = [jobs.before[node] for node in shared]
     state.num_sends[0] = len(shared)
     return order_of(problem, net, state)

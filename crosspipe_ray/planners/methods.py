@@ -18,6 +18,7 @@ from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
 _FIRST_SHARE = 0.3  # of the time: for an order to start from
+_EFFORT = 0.025  # of the solver, in its deterministic time, for an attempt of greedy
 _STEPS = 10  # of improve, for an attempt of greedy, which takes about that much longer
 
 
@@ -27,8 +28,8 @@ class Budget:
 
     Attributes:
         time_limit_s: wall-clock time for the whole plan.
-        iterations: attempts per search; where the clock does not cut in, results depend on it and
-            the seed alone.
+        iterations: attempts per search, of about the same effort in all; where the clock does not
+            cut in, results depend on it and the seed alone.
         seed: of every search.
         gap: a plan within this share of its bound is good enough.
         workers: threads of the solver.
@@ -122,6 +123,7 @@ def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | No
         problem,
         known=known,
         time_limit_s=budget.time_limit_s - (time.monotonic() - started),
+        effort=_EFFORT * budget.iterations,
         workers=budget.workers,
         seed=budget.seed,
         gap=budget.gap,

@@ -32,7 +32,7 @@ _LOOK_ITERATIONS = 12
 _LOOK_SHARE = 0.3  # of the time that is left: for a short look at every placement
 _NUM_FAVOURITES = 3
 _NUM_SLANTED = 5
-_LARGE_SHARE = 0.8  # of the time: for greedy on a problem that is too large for the solver
+_LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
 _MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 
@@ -208,7 +208,7 @@ def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], clock.share(0.2 if is_small else 0.8))
+        yield place.attempt(METHODS["improve"], clock.share(0.1 if is_small else 0.8))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
@@ -222,7 +222,9 @@ def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
 
 def _try_large(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """Even a fixed schedule takes its time here, and greedy is often optimal at once."""
-    yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE))
+    for name in ("greedy", "improve"):
+        if not place.is_done_for(clock.budget):
+            yield place.attempt(METHODS[name], clock.share(_LARGE_SHARE))
     if not place.is_done_for(clock.budget):
         yield from _try_fixed(place, clock)
 

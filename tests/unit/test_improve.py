@@ -14,7 +14,7 @@ from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import validate
 from crosspipe_ray.simulate import simulate
-from tests.unit.builders import make_problem, problems, regions_problem
+from tests.unit.builders import link, make_problem, problems, regions_problem
 
 
 def makespan_us(problem: Problem, order: Order) -> float:
@@ -66,6 +66,13 @@ def test_messages_on_shared_channels_move_too() -> None:
     found = after(problem, known, 500)
     assert found.sends is not None
     assert makespan_us(problem, found) < makespan_us(problem, known)
+
+
+def test_messages_that_share_a_channel_and_take_no_time() -> None:
+    links = [link(1, 0, 0, 0) | {"channel": "one"}, link(1, 2, 0, 0) | {"channel": "one"}]
+    problem = make_problem((0, 1, 2, 2, 1, 0), 2, links=links)
+    found = after(problem, crosspipe_greedy(problem), 100)
+    validate(problem, found.schedule)
 
 
 def _on_ranks(problem: Problem, ranks: tuple[int, ...]) -> list[dict[str, object]]:
