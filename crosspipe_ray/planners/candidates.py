@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 
 from crosspipe_ray.planners.placement import Pattern, place, region_sizes
@@ -11,6 +11,7 @@ from crosspipe_ray.problem import Problem
 from crosspipe_ray.topology import Route, topology_of
 
 _VISITS = (2, 3, 4)
+_SLANTS = (0.1, 0.17, 0.25, 0.34)
 _MOST_ORDERED_CLUSTERS = 6  # orders of more are not searched
 
 
@@ -22,12 +23,14 @@ class Candidate:
         name: for a person: the pattern, the visits where they are more than two.
         pattern: None for stages that the problem gives.
         order: ranks as the pipeline goes through them.
+        slant: as in `place`; 0: stages of equal work.
     """
 
     name: str
     pattern: Pattern | None = None
     num_stages_per_rank: int = 1
     order: tuple[int, ...] = ()
+    slant: float = 0.0
 
     def placed(self, problem: Problem) -> Problem:
         """The problem with stages.
@@ -42,7 +45,14 @@ class Candidate:
             self.pattern,
             num_stages_per_rank=self.num_stages_per_rank,
             order=self.order,
+            slant=self.slant,
         )
+
+    def slanted(self) -> list[Candidate]:
+        """The same with less and less work on the first ranks."""
+        if self.pattern is None or len(self.order) < 2:
+            return []
+        return [replace(self, name=f"{self.name}, slant {slant}", slant=slant) for slant in _SLANTS]
 
 
 def candidates(problem: Problem, patterns: Sequence[Pattern]) -> list[Candidate]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Status = Literal["proven", "gap", "time_limit"]
 Key = tuple[int, Kind, int]  # stage, F I or W (I stands for B too), microbatch
-_FIRST_PATIENCE_S = 0.1
+_FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seconds
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
 _KINDS = (Kind.F, Kind.I, Kind.W)
@@ -66,6 +66,7 @@ def solve(
     *,
     known: Order,
     time_limit_s: float = 60.0,
+    effort: float = math.inf,
     workers: int = 2,
     seed: int = 0,
     gap: float = 0.0,
@@ -78,6 +79,8 @@ def solve(
         problem: with stages, any placement.
         known: any order of it; the search is for shorter ones.
         time_limit_s: for all of it.
+        effort: for all of it, in the solver's deterministic time (about seconds). Where the clock
+            does not cut in, the result depends on it, the workers and the seed alone.
         workers: threads of the solver.
         seed: of the solver.
         gap: stop as soon as the schedule is known to be within this share of the bound.
@@ -86,19 +89,51 @@ def solve(
     """
     costs = stage_costs(problem)
     bounds = bounds or bounds_of(problem, costs)
-    search = _Search(problem, costs, bounds, known, workers=workers, seed=seed, report=on_progress)
-    deadline = time.monotonic() + time_limit_s
-    patience_s = _FIRST_PATIENCE_S
-    while not (search.is_within(gap) or search.is_stuck) and time.monotonic() < deadline:
+    limits = _Limits(time.monotonic() + time_limit_s, effort, workers, seed)
+    search = _Search(problem, costs, bounds, known, limits, report=on_progress)
+    patience = _FIRST_PATIENCE
+    while not (search.is_within(gap) or search.is_stuck or limits.are_reached):
         for target in _TARGETS:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or search.attempt(target, time_limit_s=min(patience_s, left_s)):
+            if limits.are_reached or search.attempt(target, patience):
                 break
         else:
-            left_s = max(0.0, deadline - time.monotonic())
-            search.improve(gap, time_limit_s=min(_IMPROVING * patience_s, left_s))
-            patience_s *= _IMPROVING
+            search.improve(gap, _IMPROVING * patience)
+            patience *= _IMPROVING
     return search.solution(gap)
+
+
+@dataclass(slots=True)
+class _Limits:
+    """What is left of the clock and of the effort."""
+
+    deadline: float
+    effort: float
+    workers: int
+    seed: int
+
+    @property
+    def are_reached(self) -> bool:
+        return time.monotonic() >= self.deadline or self.effort <= 0
+
+    def solver(self, patience: float) -> cp_model.CpSolver:
+        """One that gives up in time; no linear relaxations, as they are of no use here."""
+        from ortools.sat.python import cp_model  # a heavy import, for this method alone
+
+        solver = cp_model.CpSolver()
+        parameters = solver.parameters
+        parameters.max_time_in_seconds = max(0.0, self.deadline - time.monotonic())
+        parameters.max_deterministic_time = min(patience, self.effort)
+        parameters.num_workers = self.workers
+        parameters.interleave_search = self.workers > 1  # else the faster thread would decide
+        parameters.random_seed = self.seed
+        parameters.linearization_level = 0
+        return solver
+
+    def solve(self, solver: cp_model.CpSolver, model: _Model) -> cp_model.CpSolverStatus:
+        """Solves, and counts the effort."""
+        status = solver.solve(model.model)
+        self.effort -= solver.response_proto.deterministic_time
+        return status
 
 
 class _Search:
@@ -110,16 +145,14 @@ class _Search:
         costs: Sequence[StageCosts],
         bounds: Bounds,
         known: Order,
+        limits: _Limits,
         *,
-        workers: int,
-        seed: int,
         report: Callable[[int, int], None],
     ) -> None:
         self._problem = problem
         self._costs = costs
         self._bounds = bounds
-        self._workers = workers
-        self._seed = seed
+        self._limits = limits
         self._report = report
         self._bound_ns = bounds.makespan_ns  # of orders without B where the backward is split
         self._is_certain = _splitting_costs_nothing(problem, costs)
@@ -131,15 +164,14 @@ class _Search:
         """Whether the best order is good enough."""
         return self._makespan_ns <= self._bound_ns * (1 + gap)
 
-    def attempt(self, target: float, *, time_limit_s: float) -> bool:
+    def attempt(self, target: float, patience: float) -> bool:
         """Asks for a schedule up to a target; whether the bound or the best makespan moved."""
-        from ortools.sat.python import cp_model  # a heavy import, for this method alone
+        from ortools.sat.python import cp_model
 
         limit_ns = self._bound_ns + int(target * (self._makespan_ns - 1 - self._bound_ns))
         model = _Model(self._problem, self._costs, self._bounds, limit_ns)
-        solver = cp_model.CpSolver()
-        _set_parameters(solver, time_limit_s, self._workers, self._seed)
-        status = solver.solve(model.model)
+        solver = self._limits.solver(patience)
+        status = self._limits.solve(solver, model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             order = model.order(solver)
             makespan_ns = _makespan_ns(self._problem, order)
@@ -155,17 +187,16 @@ class _Search:
         self._report(self._makespan_ns, self._bound_ns)
         return True
 
-    def improve(self, gap: float, *, time_limit_s: float) -> None:
+    def improve(self, gap: float, patience: float) -> None:
         """Looks for the shortest order, starting from the best known one."""
         from ortools.sat.python import cp_model
 
         model = _Model(self._problem, self._costs, self._bounds, self._makespan_ns)
         model.minimize(self._bounds)
         model.hint(simulate(self._problem, self._order.schedule, send_order=self._order.sends))
-        solver = cp_model.CpSolver()
-        _set_parameters(solver, time_limit_s, self._workers, self._seed)
+        solver = self._limits.solver(patience)
         solver.parameters.relative_gap_limit = gap
-        if solver.solve(model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        if self._limits.solve(solver, model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             order = model.order(solver)
             makespan_ns = _makespan_ns(self._problem, order)
             if makespan_ns < self._makespan_ns:
@@ -181,17 +212,6 @@ class _Search:
         bound_ns = self._bounds.makespan_ns
         proven: Status = "proven" if self._makespan_ns <= bound_ns else within
         return Solution(self._order, self._makespan_ns, bound_ns, proven)
-
-
-def _set_parameters(
-    solver: cp_model.CpSolver, time_limit_s: float, workers: int, seed: int
-) -> None:
-    """No linear relaxations: they are of no use here."""
-    parameters = solver.parameters
-    parameters.max_time_in_seconds = time_limit_s
-    parameters.num_workers = workers
-    parameters.random_seed = seed
-    parameters.linearization_level = 0
 
 
 def _splitting_costs_nothing(problem: Problem, costs: Sequence[StageCosts]) -> bool:

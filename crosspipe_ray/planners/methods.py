@@ -12,13 +12,16 @@ from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat import solve
 from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy_order
+from crosspipe_ray.planners.improve import improved
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
-_FIRST_SHARE = 0.3  # of the time: for the order that the solver starts from
+_FIRST_SHARE = 0.3  # of the time: for an order to start from
+_EFFORT = 0.025  # of the solver, in its deterministic time, for an attempt of greedy
+_STEPS = 10  # of improve, for an attempt of greedy, which takes about that much longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class Budget:
 
     Attributes:
         time_limit_s: wall-clock time for the whole plan.
-        iterations: attempts per search; where the clock does not cut in, results depend on it and
-            the seed alone.
+        iterations: attempts per search, of about the same effort in all; where the clock does not
+            cut in, results depend on it and the seed alone.
         seed: of every search.
         gap: a plan within this share of its bound is good enough.
         workers: threads of the solver.
@@ -95,17 +98,36 @@ def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -
     return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
 
 
+def _improve(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
+    started = time.monotonic()
+    known = known or _first(problem, bounds, budget)
+    order = improved(
+        problem,
+        known,
+        time_limit_s=budget.time_limit_s - (time.monotonic() - started),
+        iterations=_STEPS * budget.iterations,
+        seed=budget.seed,
+        enough_ns=bounds.makespan_ns * (1 + budget.gap),
+    )
+    return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
+
+
+def _first(problem: Problem, bounds: Bounds, budget: Budget) -> Order:
+    """An order to start from."""
+    share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)
+    return _greedy(problem, bounds, share, None).order
+
+
 def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
     if find_spec("ortools") is None:
         raise InputError("method 'optimal': needs OR-Tools; pip install ortools")
     started = time.monotonic()
-    if known is None:
-        share = replace(budget, time_limit_s=_FIRST_SHARE * budget.time_limit_s)
-        known = _greedy(problem, bounds, share, None).order
+    known = known or _first(problem, bounds, budget)
     solution = solve(
         problem,
         known=known,
         time_limit_s=budget.time_limit_s - (time.monotonic() - started),
+        effort=_EFFORT * budget.iterations,
         workers=budget.workers,
         seed=budget.seed,
         gap=budget.gap,
@@ -136,6 +158,9 @@ METHODS: dict[str, Method] = {
             lambda problem, *_: Found(crosspipe_greedy(problem)),
         ),
         Method("greedy", "knows links and memory; any placement", None, _greedy, is_search=True),
+        Method(
+            "improve", "moves on the critical path; any placement", None, _improve, is_search=True
+        ),
         Method("optimal", "a solver proves it; any placement", None, _optimal, is_search=True),
     )
 }

@@ -98,14 +98,19 @@ def place(
     *,
     num_stages_per_rank: int,
     order: Sequence[int] | None = None,
+    slant: float = 0.0,
 ) -> Problem:
     """Makes stages of a problem's layers: contiguous, of about equal work, placed by the pattern.
+
+    The first ranks hold a microbatch the longest, and with delays their memory limits the step. A
+    slant gives them less work, so that they have room for more microbatches.
 
     Args:
         problem: with layers.
         pattern: of the placement.
         num_stages_per_rank: visits to each rank.
         order: ranks as the pipeline goes through them; default: by index.
+        slant: share of an equal part of the work that the last rank gets more, the first less.
 
     Returns:
         The problem with ``stages`` in place of ``layers``.
@@ -127,7 +132,9 @@ def place(
         layer.forward_us + layer.backward_input_us + layer.backward_weight_us
         for layer in problem.layers
     ]
-    cuts = balanced_cuts(work, len(positions))
+    middle = max(1, len(order) - 1) / 2
+    shares = [1 + slant * (position / middle - 1) for position in positions]
+    cuts = balanced_cuts(work, len(positions), shares=shares)
     stages = [
         _stage(problem.layers[first:end], first, order[position])
         for position, first, end in zip(positions, cuts[:-1], cuts[1:], strict=True)
@@ -145,30 +152,41 @@ def region_sizes(problem: Problem, order: Sequence[int]) -> list[int]:
     return [len(list(run)) for _, run in groupby(clusters)]
 
 
-def balanced_cuts(work: Sequence[float], num_parts: int) -> list[int]:
+def balanced_cuts(
+    work: Sequence[float], num_parts: int, *, shares: Sequence[float] | None = None
+) -> list[int]:
     """Cuts a row of layers into parts so that the heaviest part is as light as possible.
 
     Among those cuts, the one whose parts have the least sum of squares, so that no part is left
     light in vain.
+
+    Args:
+        work: per layer.
+        num_parts: at most as many as layers.
+        shares: per part, how much it is to get; its weight is its work by its share. Default: all
+            the same.
 
     Returns:
         ``num_parts + 1`` borders, from 0 to the number of layers.
 
     >>> balanced_cuts([1, 1, 1, 1, 1, 5], 3)
     [0, 2, 5, 6]
+    >>> balanced_cuts([1, 1, 1, 1, 1, 1], 2, shares=[1, 2])
+    [0, 2, 6]
     """
     border = np.concatenate([[0.0], np.cumsum(work)])
     parts = np.where(np.tri(len(border), dtype=bool), np.inf, border - border[:, None])
+    by_share = [parts / share for share in shares or (1.0,) * num_parts]
     # Two shortest paths over the borders: the first finds the lightest heaviest part, the second
     # keeps to it and finds the least sum of squares.
-    heaviest = parts[0]
-    for _ in range(num_parts - 1):
-        heaviest = np.maximum(heaviest[:, None], parts).min(axis=0)
-    squares = np.where(parts <= heaviest[-1], parts**2, np.inf)
-    sums, arrivals = squares[0], []
-    for _ in range(num_parts - 1):
-        arrivals.append((sums[:, None] + squares).argmin(axis=0))
-        sums = (sums[:, None] + squares).min(axis=0)
+    heaviest = by_share[0][0]
+    for weights in by_share[1:]:
+        heaviest = np.maximum(heaviest[:, None], weights).min(axis=0)
+    squares = [np.where(weights <= heaviest[-1], weights**2, np.inf) for weights in by_share]
+    sums, arrivals = squares[0][0], []
+    for each in squares[1:]:
+        arrivals.append((sums[:, None] + each).argmin(axis=0))
+        sums = (sums[:, None] + each).min(axis=0)
     cuts = [len(work)]
     for came_from in reversed(arrivals):
         cuts.append(int(came_from[cuts[-1]]))

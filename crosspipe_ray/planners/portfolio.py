@@ -1,7 +1,8 @@
 """From a problem to a plan: one method by its name, or `auto`, the best of all that fit.
 
-With several placements to choose from, `auto` first gives each a short look by every method, then
-the best ones a longer one; the rest of the time is the solver's, on the best.
+With layers to place, `auto` first gives each placement a short look by every method, then the best
+ones a look with less work on the first ranks, then the best of all a longer one; the rest of the
+time is for improving the best and for the solver.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ __all__ = ["AUTO", "METHODS", "Attempt", "Budget", "Method", "check_method", "pl
 
 AUTO = "auto"
 _LOOK_ITERATIONS = 12
-_LOOK_SHARE = 0.4  # of the time: for a short look at every placement
+_LOOK_SHARE = 0.3  # of the time that is left: for a short look at every placement
 _NUM_FAVOURITES = 3
-_LARGE_SHARE = 0.8  # of the time: for greedy on a problem that is too large for the solver
+_NUM_SLANTED = 5
+_LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
 _MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 
@@ -135,6 +137,10 @@ class _Place:
         """Whether nothing shorter can be found here."""
         return self.best is not None and self.best.status == "proven"
 
+    def is_done_for(self, budget: Budget) -> bool:
+        """Whether what was found is good enough."""
+        return self.best is not None and self.best.gap <= budget.gap
+
     @property
     def num_ops(self) -> int:
         """Compute ops at most."""
@@ -188,21 +194,29 @@ def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterato
         yield place.attempt(method, clock.share(1 / (len(fitting) - number)))
 
 
-def _try_all(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
+def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
     """Every method on every placement for a short time, then the searches where it is promising."""
     if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
         yield from _try_large(places[0], clock)
         return
     for place in places:
         yield from _try_fixed(place, clock)
-    if len(places) == 1:
+    if places[0].candidate.pattern is None:
         is_small = places[0].num_ops <= _MOST_EASY_OPS
-        yield places[0].attempt(METHODS["greedy"], clock.share(1 / 3 if is_small else 3 / 4))
+        yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.2))
     else:
         yield from _look_around(places, clock)
     for place in _favourites(places)[:1]:
-        if not place.is_done and place.num_ops <= _MOST_SOLVED_OPS:
-            yield place.attempt(METHODS["optimal"], clock.share(1.0))
+        yield from _try_longer(place, clock)
+
+
+def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
+    """What improves and proves the best order known."""
+    if not place.is_done_for(clock.budget):
+        is_small = place.num_ops <= _MOST_EASY_OPS
+        yield place.attempt(METHODS["improve"], clock.share(0.03 if is_small else 0.8))
+    if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
+        yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
 
 def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
@@ -214,27 +228,45 @@ def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
 
 def _try_large(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """Even a fixed schedule takes its time here, and greedy is often optimal at once."""
-    yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE))
-    if not place.is_done:
+    for name in ("greedy", "improve"):
+        if not place.is_done_for(clock.budget):
+            yield place.attempt(METHODS[name], clock.share(_LARGE_SHARE))
+    if not place.is_done_for(clock.budget):
         yield from _try_fixed(place, clock)
 
 
-def _look_around(places: Sequence[_Place], clock: _Clock) -> Iterator[Attempt]:
-    """A short look at every placement, and a longer one at the favourites."""
+def _look_around(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
+    """A short look at every placement, and a longer one at the favourites.
+
+    Those with slants join the places.
+    """
     greedy = METHODS["greedy"]
-    for number, place in enumerate(places):
-        share = _LOOK_SHARE / (len(places) - number)
-        yield place.attempt(greedy, clock.share(share, iterations=_LOOK_ITERATIONS))
+    yield from _look(places, clock, _LOOK_SHARE)
+    shapes = _favourites(places, _NUM_SLANTED)
+    slanted = [
+        _Place(place.origin, candidate)
+        for place in shapes
+        for candidate in place.candidate.slanted()
+    ]
+    yield from _look(slanted, clock, _LOOK_SHARE)
+    places += slanted
     favourites = _favourites(places)
     for number, place in enumerate(favourites):
         if not place.is_done:
-            yield place.attempt(greedy, clock.share(1 / (len(favourites) - number + 1)))
+            yield place.attempt(greedy, clock.share(1 / (len(favourites) - number + 2)))
 
 
-def _favourites(places: Sequence[_Place]) -> list[_Place]:
+def _look(places: Sequence[_Place], clock: _Clock, share: float) -> Iterator[Attempt]:
+    """A few passes of greedy on each, in a share of the time that is left."""
+    for number, place in enumerate(places):
+        part = share / (len(places) - share * number)  # the same for each
+        yield place.attempt(METHODS["greedy"], clock.share(part, iterations=_LOOK_ITERATIONS))
+
+
+def _favourites(places: Sequence[_Place], most: int = _NUM_FAVOURITES) -> list[_Place]:
     """The placements with the shortest plans."""
     made = [place for place in places if place.best]
-    return sorted(made, key=_makespan_ns)[:_NUM_FAVOURITES]
+    return sorted(made, key=_makespan_ns)[:most]
 
 
 def _makespan_ns(place: _Place) -> int:

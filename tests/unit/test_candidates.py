@@ -52,3 +52,17 @@ def test_clusters_go_by_the_least_delay() -> None:
         if src != dst
     ]
     assert best_order(layered("acb", 3, links=links)) == (0, 2, 1)
+
+
+def test_slants_take_work_from_the_first_ranks() -> None:
+    problem = layered("ab", 20)
+    (candidate,) = candidates(problem, [Pattern.ONE_PER_RANK])
+    firsts = [len(range(*each.placed(problem).stages[0].layers)) for each in candidate.slanted()]
+    assert firsts[0] < 10
+    assert firsts == sorted(firsts, reverse=True)
+
+
+def test_given_stages_have_no_slant() -> None:
+    problem = layered("ab", 20)
+    placed = candidates(problem, [Pattern.ONE_PER_RANK])[0].placed(problem)
+    assert candidates(placed, list(Pattern))[0].slanted() == []

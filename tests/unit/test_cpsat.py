@@ -78,3 +78,21 @@ def test_without_ortools_the_method_says_so_and_auto_goes_on(
     with pytest.raises(InputError, match="needs OR-Tools"):
         plan(problem, method="optimal")
     assert plan(problem).timeline.makespan_ns > 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_effort_and_seed_same_solution(workers: int) -> None:
+    problem = regions_problem(4, 8, memory=3, latency_us=2.0, occupancy_us=0.25)
+    known = greedy_order(problem, iterations=1)
+    first, again = (
+        solve(problem, known=known, effort=0.3, time_limit_s=60.0, workers=workers)
+        for _ in range(2)
+    )
+    assert first == again
+
+
+def test_effort_ends_the_search() -> None:
+    problem = make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 3})
+    known = greedy_order(problem, iterations=1)
+    solution = solve(problem, known=known, effort=0.0, time_limit_s=60.0, workers=1)
+    assert (solution.status, solution.order) == ("time_limit", known)

@@ -84,6 +84,17 @@ def test_placed_problem_has_stages_in_place_of_layers() -> None:
     assert placed.layers == ()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "visits", "wanted"), [(Pattern.ONE_PER_RANK, 1, [4, 8]), (Pattern.WAVE, 2, [4, 8])]
+)
+def test_slant_is_the_same_for_all_visits(pattern: Pattern, visits: int, wanted: list[int]) -> None:
+    made = place(layered(*[1] * 12), pattern, num_stages_per_rank=visits, slant=1 / 3)
+    sizes = [
+        sum(len(range(*made.stages[s].layers or ())) for s in on) for on in made.stages_of_rank
+    ]
+    assert sizes == wanted
+
+
 def test_more_stages_than_layers() -> None:
     with pytest.raises(ProblemError, match=r"4 stages .* are more than the 3 layers"):
         place(layered(1, 1, 1), Pattern.WAVE, num_stages_per_rank=2)

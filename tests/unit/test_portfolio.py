@@ -57,7 +57,7 @@ def test_attempt_that_fails_says_why() -> None:
 
 def test_unknown_method_lists_what_there_is() -> None:
     with pytest.raises(
-        ProblemError, match=r"method '2f2b': no such method; .* greedy, optimal, auto"
+        ProblemError, match=r"method '2f2b': no such method; .* greedy, improve, optimal, auto"
     ):
         plan(make_problem((0, 1), 2), method="2f2b")
 
