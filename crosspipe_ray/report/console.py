@@ -55,8 +55,10 @@ class RunConsole:
             self._console.print(f"  step {index + 1}/{num_steps}  loss {loss:.3f}", highlight=False)
 
     def attempts(self, attempts: Sequence[Attempt]) -> None:
-        """What the planner tried, the best first."""
-        self._console.print(attempts_table(attempts))
+        """What came of each method, the best first; the summary has every placement."""
+        ordered = sorted(attempts, key=lambda attempt: attempt.makespan_ns)
+        best = {attempt.method: attempt for attempt in reversed(ordered)}
+        self._console.print(attempts_table(list(best.values())))
 
     def figures(self, rows: Sequence[tuple[str, str]]) -> None:
         """Names and values in two columns."""
@@ -77,9 +79,10 @@ def rehearsed_line(step: int, planned: Timeline, measured: Timeline) -> str:
 
 def attempts_table(attempts: Sequence[Attempt]) -> Group:
     """Methods and placements by makespan, and under the table why the others do not fit."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for column, name in enumerate(ATTEMPT_COLUMNS):
-        table.add_column(name, justify="left" if column < 2 else "right", no_wrap=True)
+        # The placement gives way first on a narrow terminal.
+        table.add_column(name, justify="left" if column < 2 else "right", no_wrap=column != 1)
     for attempt in sorted(attempts, key=lambda attempt: attempt.makespan_ns):
         if attempt.plan:
             table.add_row(*attempt_row(attempt, attempt.plan))
