@@ -107,9 +107,14 @@ def check_labels(rank_regions: Sequence[str], *, label: str) -> None:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Ray's own description of every node that is up."""
+    """Ray's own description of every node that is up: the head, then the others by address."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
-    return [node for node in nodes if node["Alive"]]
+    return sorted((node for node in nodes if node["Alive"]), key=_head_first)
+
+
+def _head_first(node: dict[str, Any]) -> tuple[bool, str, str]:
+    is_head = "node:__internal_head__" in node["Resources"]
+    return not is_head, node["NodeManagerAddress"], node["NodeID"]
 
 
 def _check_reachable(address: str) -> None:
