@@ -116,6 +116,9 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
+    codec: Literal["none", "bf16", "int8"] = Field(
+        "none", description="of what crosses the link; anything but none changes the numerics"
+    )
 
 
 class ClusterConfig(Section):
@@ -177,6 +180,16 @@ class Config(Section):
     training: TrainingConfig
     cluster: ClusterConfig
     planner: PlannerConfig = PlannerConfig()
+
+    @model_validator(mode="after")
+    def _codecs_save_something(self) -> Config:
+        for index, link in enumerate(self.cluster.links):
+            if link.codec == "bf16" and self.training.dtype == "bfloat16":
+                raise ValueError(
+                    f"cluster.links.{index}.codec: bf16 saves nothing where training.dtype is "
+                    "bfloat16; use int8 or none"
+                )
+        return self
 
 
 def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:

@@ -167,6 +167,7 @@ def show(
     console.print(
         timeline_text(chosen.timeline, clusters=clusters, width=console.width, colour=has_colour)
     )
+    _print_codecs(console, chosen)
     if svg:
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=file.name))
     if trace:
@@ -244,6 +245,15 @@ def _print_plan(console: Console, chosen: Plan) -> None:
             f"p95 {chosen.p95_ns / 1e6:.3f} ms",
             highlight=False,
         )
+    _print_codecs(console, chosen)
+
+
+def _print_codecs(console: Console, chosen: Plan) -> None:
+    from crosspipe_ray.report.codec_savings import codecs_line
+
+    line = codecs_line(chosen)
+    if line:
+        console.print(f"codecs: {line}", highlight=False)
 
 
 def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> None:

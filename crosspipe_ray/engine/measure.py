@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import ModelConfig
 from crosspipe_ray.engine.stage import ModelStage
+from crosspipe_ray.engine.tensor_codecs import decode, encode, new_residual
 from crosspipe_ray.training.model import activation_shape, build_layers, required_vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRates:
+    """How fast a codec is, in bytes before it; encoding counts with int8's error feedback."""
+
+    kind: CodecKind
+    encode_bytes_per_s: float
+    decode_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,7 @@ class LayerCosts:
         weight_bytes: of the parameters.
         optimizer_bytes: gradients and both AdamW moments.
         dispersion: interquartile range of F + I + W over their median.
+        codecs: of the activation that leaves.
     """
 
     forward_us: float
@@ -43,6 +55,7 @@ class LayerCosts:
     weight_bytes: int
     optimizer_bytes: int
     dispersion: float
+    codecs: tuple[CodecRates, ...] = ()
 
 
 def profile_layers(
@@ -53,6 +66,7 @@ def profile_layers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     num_microbatches: int = 8,
+    codecs: Sequence[CodecKind] = (),
 ) -> list[LayerCosts]:
     """Measures the distinct layers of a decoder: [embedding, block, norm and head].
 
@@ -65,6 +79,7 @@ def profile_layers(
         dtype: of weights and activations.
         device: where to measure.
         num_microbatches: to take the median over.
+        codecs: to measure as well.
     """
     last = config.num_pipeline_layers - 1
     shape = activation_shape(
@@ -82,7 +97,9 @@ def profile_layers(
             load_labels=lambda _: tokens.clone(),
         )
         activation = torch.randn(shape, dtype=dtype, device=device)
-        costs.append(profile_stage(stage, activation, num_microbatches=num_microbatches))
+        measured = profile_stage(stage, activation, num_microbatches=num_microbatches)
+        rates = tuple(_codec_rates(kind, activation, num_microbatches) for kind in codecs)
+        costs.append(replace(measured, codecs=rates))
     return costs
 
 
@@ -115,6 +132,18 @@ def profile_stage(
         optimizer_bytes=3 * weight_bytes,
         dispersion=_dispersion([sum(row) for row in times[num_warmup:]]),
     )
+
+
+def _codec_rates(kind: CodecKind, activation: Tensor, num_repeats: int) -> CodecRates:
+    residual = new_residual(activation.numel(), activation.device)
+    encoded = encode(activation, kind, residual=residual)
+    shape, dtype, device = tuple(activation.shape), activation.dtype, activation.device
+    ways: list[Callable[[], Tensor]] = [
+        lambda: encode(activation, kind, residual=residual),
+        lambda: decode(encoded, kind, shape=shape, dtype=dtype),
+    ]
+    times_us = [median(_time_us(way, device) for _ in range(num_repeats)) for way in ways]
+    return CodecRates(kind, *(activation.nbytes / time_us * 1e6 for time_us in times_us))
 
 
 def _run_once(stage: ModelStage, microbatch: int, activation: Tensor) -> tuple[float, float, float]:

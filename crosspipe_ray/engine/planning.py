@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from crosspipe_ray.config import ClusterConfig, Config
+from crosspipe_ray.engine.link_codecs import with_codecs
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError
 from crosspipe_ray.link_profile import LinkProfile, read_link_profile
@@ -38,7 +39,7 @@ def problem_of(
     """
     embedding, block, head = (_median_layer(kind) for kind in zip(*profiles, strict=True))
     cluster = config.cluster
-    return Problem(
+    problem = Problem(
         num_microbatches=config.training.num_microbatches,
         ranks=tuple(
             Rank(cluster=region.name, memory_limit_bytes=region.memory_limit_bytes)
@@ -56,6 +57,7 @@ def problem_of(
             else links_of(cluster)
         ),
     )
+    return with_codecs(problem, config, profiles)
 
 
 def link_profile_of(config: Config) -> LinkProfile | None:

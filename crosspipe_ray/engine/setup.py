@@ -9,6 +9,7 @@ import torch
 
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.checks import check_fits
+from crosspipe_ray.engine.link_codecs import codecs_of
 from crosspipe_ray.engine.measure import LayerCosts, profile_layers
 from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.lowering import Program, lower
@@ -38,6 +39,7 @@ def profile_run(config: Config, *, device: torch.device) -> list[LayerCosts]:
                 dtype=getattr(torch, config.training.dtype),
                 device=device,
                 num_microbatches=4,
+                codecs=sorted(set(codecs_of(config).values())),
             )
         )
     return [sorted(kind, key=_total_us)[len(rounds) // 2] for kind in zip(*rounds, strict=True)]

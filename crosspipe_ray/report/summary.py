@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.report.codec_savings import codecs_line
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
 
 
@@ -88,6 +89,7 @@ def headline(summary: RunSummary) -> list[tuple[str, str]]:
         "step": f"{_ms(times.step_s)} = {' + '.join(parts)}",
         "throughput": f"{summary.tokens_per_s:,.0f} tokens/s",
         "1F1B would take": _one_f_one_b(summary, planned_s),
+        "codecs": codecs_line(plan),
     }
     return [(name, value) for name, value in rows.items() if value]
 
