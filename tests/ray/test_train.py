@@ -98,11 +98,16 @@ def test_a_run_leaves_everything_in_its_folder_and_nothing_else(folder: Path) ->
         assert figure in (run / "summary.md").read_text()
 
 
-def test_a_saved_plan_gives_the_same_weights(folder: Path, address: str) -> None:
+def test_a_saved_plan_gives_the_same_weights_also_with_a_codec(folder: Path, address: str) -> None:
     before = runs(folder)
-    assert train(folder, "--address", address).returncode == 0
+    links = "cluster.links=[{src: us, dst: eu, latency_us: 2000, codec: int8}]"
+    options = ("--address", address, "--set", links)
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "int8: numerics change" in done.stdout
     [first] = runs(folder) - before
-    again = train(folder, "--address", address, "--plan", str(first / "plan.json"))
+    assert "int8: numerics change" in (first / "summary.md").read_text()
+    again = train(folder, *options, "--plan", str(first / "plan.json"))
     assert again.returncode == 0, again.stderr
     [second] = runs(folder) - before - {first}
     weights, same = (load_file(run / "model.safetensors") for run in (first, second))

@@ -49,6 +49,13 @@ def test_derived_sizes(path: Path) -> None:
     assert config.model.num_pipeline_layers == 6
 
 
+def test_a_codec_that_saves_nothing_is_refused(path: Path) -> None:
+    links = "cluster.links=[{src: us, dst: eu, codec: bf16}]"
+    message = complaint(path, links, "training.dtype=bfloat16")
+    assert "cluster.links.0.codec: bf16 saves nothing" in message
+    assert load_config(path, overrides=[links]).cluster.links[0].codec == "bf16"
+
+
 def test_dump_reads_back(path: Path) -> None:
     config = load_config(path)
     assert Config.model_validate(yaml.safe_load(dump_config(config))) == config

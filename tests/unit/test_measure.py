@@ -81,6 +81,15 @@ def test_layers_of_a_decoder() -> None:
         assert costs.dispersion >= 0
 
 
+def test_codecs_are_measured_where_they_are_asked_for() -> None:
+    costs = profile_layers(
+        CONFIG, microbatch_size=2, sequence_length=16, num_microbatches=2, codecs=("bf16", "int8")
+    )
+    for layer in costs:
+        assert [rates.kind for rates in layer.codecs] == ["bf16", "int8"]
+        assert all(r.encode_bytes_per_s > 0 and r.decode_bytes_per_s > 0 for r in layer.codecs)
+
+
 def test_costs_of_layers_add_up_to_those_of_a_stage() -> None:
     _, block, _ = profile_layers(CONFIG, microbatch_size=2, sequence_length=16)
     stage = middle(build_layers(CONFIG, 1, 4, seed=0))
