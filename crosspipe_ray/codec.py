@@ -31,6 +31,9 @@ def encoded_bytes(kind: CodecKind, num_bytes: int, *, element_bytes: int = 4) ->
     if num_bytes < MIN_MESSAGE_BYTES or (kind == "bf16" and element_bytes <= 2):
         return num_bytes
     num_values = -(-num_bytes // element_bytes)
-    if kind == "bf16":
-        return 2 * num_values
+    return 2 * num_values if kind == "bf16" else int8_bytes(num_values)
+
+
+def int8_bytes(num_values: int) -> int:
+    """A byte per value, and a scale per block."""
     return num_values + SCALE_BYTES * -(-num_values // BLOCK_VALUES)

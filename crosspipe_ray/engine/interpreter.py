@@ -114,15 +114,15 @@ class Interpreter:
     def _compute(self, op: Op, send: Kind | None, run: Callable[[int], Tensor | None]) -> None:
         """Runs a compute op, records its span, and keeps its output for the stage it goes to."""
         assert op.microbatch is not None, "compute ops belong to a microbatch"
+        message = None if send is None else Op(op.stage, send, op.microbatch)
         start_ns = clock.now_ns()
         output = run(op.microbatch)
-        if output is not None and send is not None:
-            output = self._codecs.encode(Op(op.stage, send, op.microbatch), output)
+        if output is not None and message is not None:
+            output = self._codecs.encode(message, output)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         self._record.spans.append(Span(op, start_ns, clock.now_ns()))
-        if output is not None and send is not None:
-            message = Op(op.stage, send, op.microbatch)
+        if output is not None and message is not None:
             receive = receive_of(message)
             if receive.stage in self._stages:
                 self._ready[receive] = output

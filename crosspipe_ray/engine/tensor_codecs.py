@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from crosspipe_ray.codec import BLOCK_VALUES, MIN_MESSAGE_BYTES, SCALE_BYTES, CodecKind
+from crosspipe_ray.codec import (
+    BLOCK_VALUES,
+    SCALE_BYTES,
+    CodecKind,
+    encoded_bytes,
+    int8_bytes,
+)
 
 _LARGEST = 127
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # so that a block of zeros divides by no zero
@@ -26,9 +32,9 @@ _PIECE_BLOCKS = 512  # half a MiB of float32, which caches hold from one pass to
 
 def applies(kind: CodecKind, tensor_bytes: int, dtype: torch.dtype) -> bool:
     """Whether a codec changes a message of this size and dtype; other messages go as they are."""
-    if not dtype.is_floating_point or tensor_bytes < MIN_MESSAGE_BYTES or dtype.itemsize > 4:
+    if not dtype.is_floating_point or dtype.itemsize not in (2, 4):
         return False
-    return dtype.itemsize == 4 if kind == "bf16" else dtype.itemsize >= 2
+    return encoded_bytes(kind, tensor_bytes, element_bytes=dtype.itemsize) < tensor_bytes
 
 
 def encode(tensor: Tensor, kind: CodecKind, *, residual: Tensor | None = None) -> Tensor:
@@ -85,8 +91,7 @@ def encoded_spec(kind: CodecKind, shape: tuple[int, ...]) -> tuple[tuple[int, ..
     """Shape and dtype of what `encode` makes of a tensor that the codec applies to."""
     if kind == "bf16":
         return shape, torch.bfloat16
-    num_values = torch.Size(shape).numel()
-    return (num_values + SCALE_BYTES * -(-num_values // BLOCK_VALUES),), torch.uint8
+    return (int8_bytes(torch.Size(shape).numel()),), torch.uint8
 
 
 def _quantise(values: Tensor, scales: Tensor, numbers: Tensor) -> None:

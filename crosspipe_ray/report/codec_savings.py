@@ -26,6 +26,12 @@ class CodecSavings:
     makespan_ns: int
     plain_makespan_ns: int
 
+    @property
+    def saved_ratio(self) -> float:
+        """Share of the makespan; below 0 where the codecs cost more than they save."""
+        plain_ns = self.plain_makespan_ns
+        return 1 - self.makespan_ns / plain_ns if plain_ns else 0.0
+
 
 def codec_savings(plan: Plan) -> CodecSavings | None:
     """Compares; None where no message goes through a codec."""
@@ -54,10 +60,10 @@ def codecs_line(plan: Plan) -> str:
     savings = codec_savings(plan)
     if savings is None:
         return ""
-    saved_ns = savings.plain_makespan_ns - savings.makespan_ns
     return (
         f"{' and '.join(savings.kinds)}: numerics change; {format_bytes(savings.num_bytes)} per "
-        f"step in place of {format_bytes(savings.plain_bytes)}, makespan "
-        f"{savings.makespan_ns / 1e6:.1f} ms in place of {savings.plain_makespan_ns / 1e6:.1f} ms "
-        f"in the same order ({saved_ns / savings.plain_makespan_ns:.1%} saved)"
+        f"step in place of {format_bytes(savings.plain_bytes)}; makespan "
+        f"{savings.makespan_ns / 1e6:.1f} ms, this order without codecs "
+        f"{savings.plain_makespan_ns / 1e6:.1f} ms ({savings.saved_ratio:.1%} saved, less against "
+        "a plan of its own)"
     )

@@ -69,7 +69,7 @@ def test_the_plan_of_a_run_says_what_its_codec_saves(data: Path) -> None:
     made = make_plan(config, "1f1b")
     # Per microbatch 32 tokens of 32 values, there and back: 1024 bytes and 4 scales, or 4096 bytes.
     assert codecs_line(made).startswith(
-        "int8: numerics change; 8.3 kB per step in place of 32.8 kB, makespan "
+        "int8: numerics change; 8.3 kB per step in place of 32.8 kB; makespan "
     )
     assert codecs_line(make_plan(make_config(data, 2), "1f1b")) == ""
 
