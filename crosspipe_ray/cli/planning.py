@@ -30,6 +30,14 @@ class PlacementName(str, Enum):
     REGION_LOOP = "region_loop"
 
 
+class CodecName(str, Enum):
+    """Codecs of links."""
+
+    NONE = "none"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class ExportFormat(str, Enum):
     """Formats of other programs."""
 
@@ -68,6 +76,9 @@ def problem(
     memory: Annotated[
         float | None, typer.Option(min=0, help="Limit, in microbatches per rank; default: none.")
     ] = None,
+    codec: Annotated[CodecName, typer.Option(help="Of the links between clusters.")] = (
+        CodecName.NONE
+    ),
     output: Output = None,
 ) -> None:
     """Make a planning problem from a few numbers."""
@@ -89,6 +100,7 @@ def problem(
         latency_ratio=latency_ratio,
         bandwidth_ratio=bandwidth_ratio,
         memory=memory,
+        codec=None if codec is CodecName.NONE else codec.value,
     )
     _write_json(problem_json(generate(recipe)), output)
 

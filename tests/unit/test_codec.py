@@ -7,6 +7,7 @@ import pytest
 from crosspipe_ray.cli.app import main
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
@@ -100,6 +101,15 @@ def test_where_nothing_takes_time_nothing_is_saved() -> None:
 
 def test_a_plan_without_codecs_says_nothing() -> None:
     assert codecs_line(plan(coded(), method="1f1b")) == ""
+
+
+def test_a_problem_made_from_a_few_numbers_may_have_a_codec() -> None:
+    recipe = Recipe(num_ranks=2, num_microbatches=1, bandwidth_ratio=2, codec="int8")
+    [forward, _] = stage_costs(generate(recipe))
+    assert forward.output is not None
+    # 1,000,000 bytes would take 2 us x 1000.
+    assert forward.output.num_bytes == 250_000 + 4 * 977
+    assert forward.output.occupancy_ns == 2 * forward.output.num_bytes
 
 
 def test_plan_and_show_say_that_numerics_change(
