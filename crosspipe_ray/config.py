@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model
 
@@ -116,7 +117,7 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
-    codec: Literal["none", "bf16", "int8"] = Field(
+    codec: CodecKind | Literal["none"] = Field(
         "none", description="of what crosses the link; anything but none changes the numerics"
     )
 

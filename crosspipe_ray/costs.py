@@ -99,15 +99,15 @@ def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
     num_stages = len(problem.stages)
     outputs = [_transfer(problem, routes, Kind.SEND_F, s, s + 1) for s in range(num_stages)]
     gradients = [_transfer(problem, routes, Kind.SEND_B, s, s - 1) for s in range(num_stages)]
-    taken = [None, *outputs], [*gradients[1:], None]
+    arriving_outputs, arriving_gradients = [None, *outputs], [*gradients[1:], None]
     return tuple(
         StageCosts(
             rank=stage.rank,
             duration_ns=_durations(
                 problem,
                 index,
-                forward_codec_ns=_codecs_ns(taken[0][index], outputs[index]),
-                backward_codec_ns=_codecs_ns(taken[1][index], gradients[index]),
+                forward_codec_ns=_codecs_ns(arriving_outputs[index], outputs[index]),
+                backward_codec_ns=_codecs_ns(arriving_gradients[index], gradients[index]),
             ),
             activation_bytes=stage.activation_bytes,
             freed_by_input_bytes=stage.freed_by_backward_input_bytes,
