@@ -117,7 +117,7 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
-    codec: CodecKind | Literal["none"] = Field(
+    codec: Literal["none", CodecKind] = Field(
         "none", description="of what crosses the link; anything but none changes the numerics"
     )
 
