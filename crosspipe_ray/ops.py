@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from crosspipe_ray.errors import ScheduleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    IntT = TypeVar("IntT", int, NDArray[np.int64])
 
 
 class Kind(IntEnum):
@@ -34,6 +40,7 @@ class Kind(IntEnum):
     """Data-parallel reduction of a stage's gradients, after its last W."""
 
 
+_KIND_BITS, _MICROBATCH_BITS = 4, 32
 COMPUTE_KINDS = (Kind.F, Kind.I, Kind.W, Kind.B)
 
 
@@ -50,6 +57,22 @@ class Op(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind.name}{'' if self.microbatch is None else self.microbatch}"
+
+
+def op_code(stage: IntT, kind: IntT, microbatch: IntT | None) -> IntT:
+    """One integer for an op, or an array of them; codes sort as the ops do.
+
+    >>> hex(op_code(2, Kind.W, 7)), split_code(op_code(2, Kind.W, 7))
+    ('0x2200000007', (2, 2, 7))
+    """
+    row = (stage << _KIND_BITS) + kind
+    return (row << _MICROBATCH_BITS) + (0 if microbatch is None else microbatch)
+
+
+def split_code(code: IntT) -> tuple[IntT, IntT, IntT]:
+    """Stage, kind and microbatch (0 for ops of a whole stage) of codes."""
+    row = code >> _MICROBATCH_BITS
+    return row >> _KIND_BITS, row & (1 << _KIND_BITS) - 1, code & (1 << _MICROBATCH_BITS) - 1
 
 
 _PATTERN = re.compile(r"(\d+)(UNSHARD|REDUCE_GRAD|(?:SEND|RECV)_[FB]|[FIWB])(\d*)")

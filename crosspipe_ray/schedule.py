@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes, stage_costs
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, parse_op
@@ -20,12 +23,23 @@ _IN_ORDER = "ops of one stage and kind run in microbatch order"
 class Schedule:
     """Compute ops (F, I, W, B) of each rank, in order."""
 
-    ranks: tuple[tuple[Op, ...], ...]
+    ranks: PerRank[Ops]
 
     @classmethod
     def of(cls, ranks: Iterable[Iterable[Op]]) -> Schedule:
         """Makes a schedule of any iterables."""
-        return cls(tuple(tuple(ops) for ops in ranks))
+        codes = [Ops.of(ops).codes for ops in ranks]
+        return cls.of_codes(np.concatenate([NO_INTS, *codes]), [len(held) for held in codes])
+
+    @classmethod
+    def of_codes(cls, codes: Ints, lengths: Sequence[int]) -> Schedule:
+        """Makes a schedule of columns, which it keeps.
+
+        Args:
+            codes: of the ops of all ranks, rank after rank (`ops.op_code`).
+            lengths: ops of each rank.
+        """
+        return cls(PerRank.of_lengths(Ops(codes), lengths))
 
     def grid(self, *, around: tuple[int, int] | None = None, width: int = 12) -> str:
         """The ops as text, one line per rank.
