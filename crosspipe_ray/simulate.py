@@ -214,8 +214,9 @@ def _peak_message_bytes(machines: Machines, done: _Done, ranks: PerRank[Spans]) 
         rank = np.repeat(np.arange(len(which)), np.diff(block.first))[waiting]
         arrivals = done.ready[machines.slots(spans.ops.codes[waiting])]
         times = np.concatenate([spans.start_ns[waiting], arrivals])
-        # At equal times releases come first.
-        in_order = np.lexsort((times, np.concatenate([rank, rank])))
+        # Rank by rank, and at equal times releases first. What is nearly sorted is soon sorted.
+        later = np.concatenate([rank, rank]) * (times.max(initial=0) + 1)
+        in_order = np.argsort(later + times, kind="stable")
         changes = np.concatenate([-num_bytes[waiting], num_bytes[waiting]])[in_order]
         first = np.searchsorted(rank, np.arange(len(which) + 1)) * 2
         # All that arrives is used, so a rank begins with nothing.
