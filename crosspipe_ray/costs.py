@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.ops import Kind, Op
@@ -95,10 +96,11 @@ class StageCosts:
 
 def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
     """Costs of every stage of a problem."""
-    routes = topology_of(problem).routes
-    num_stages = len(problem.stages)
-    outputs = [_transfer(problem, routes, Kind.SEND_F, s, s + 1) for s in range(num_stages)]
-    gradients = [_transfer(problem, routes, Kind.SEND_B, s, s - 1) for s in range(num_stages)]
+    ranks = problem.rank_of_stage
+    neighbours = {*pairwise(ranks), *pairwise(ranks[::-1])}
+    routes = topology_of(problem, sorted(neighbours)).routes
+    outputs = [_transfer(problem, routes, Kind.SEND_F, s, s + 1) for s in range(len(ranks))]
+    gradients = [_transfer(problem, routes, Kind.SEND_B, s, s - 1) for s in range(len(ranks))]
     arriving_outputs, arriving_gradients = [None, *outputs], [*gradients[1:], None]
     return tuple(
         StageCosts(
