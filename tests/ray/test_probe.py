@@ -3,6 +3,7 @@
 import pytest
 
 from crosspipe_ray.actors.probe import ProbeRequest, probe
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.link_profile import LinkProfile
 from crosspipe_ray.problem import Link, Problem, Rank, Stage
@@ -65,7 +66,7 @@ def test_links_that_share_a_channel_are_found(two_regions: tuple[str, ...]) -> N
     profile = probe(
         ProbeRequest(
             regions=two_regions,
-            transports=("collective",),
+            carriers=(Carrier(),),
             all_pairs=True,
             settings=ProbeSettings(
                 sizes=(1, 128 * KIB), num_pings=3, num_repeats=2, train_bytes=1024 * KIB
