@@ -99,19 +99,21 @@ class RankProcesses:
         for rank in range(num_ranks):
             assert self._result(rank, _READY) == (False, None)
 
-    def run(self, kind: Kind, num_ranks: int, body: Body) -> list[Any]:
+    def run(
+        self, kind: Kind, num_ranks: int, body: Body, *, timeout_s: float = 2 * TIMEOUT_S
+    ) -> list[Any]:
         """Runs a body on the first ranks, over a new transport."""
         name = next(self._names)
         for connection in self._connections[:num_ranks]:
             connection.send((kind, name, num_ranks, body))
-        results = [self._result(rank, name) for rank in range(num_ranks)]
+        results = [self._result(rank, name, timeout_s) for rank in range(num_ranks)]
         failures = [text for has_failed, text in results if has_failed]
         assert not failures, "\n".join(failures)
         return [value for _, value in results]
 
-    def _result(self, rank: int, name: str) -> tuple[bool, Any]:
+    def _result(self, rank: int, name: str, timeout_s: float = 2 * TIMEOUT_S) -> tuple[bool, Any]:
         """Whether a body has failed, and what it returned; a late answer to another is dropped."""
-        while self._connections[rank].poll(2 * TIMEOUT_S):
+        while self._connections[rank].poll(timeout_s):
             answered, has_failed, value = self._connections[rank].recv()
             if answered == name:
                 return has_failed, value

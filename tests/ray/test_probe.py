@@ -32,20 +32,18 @@ def channels(profile: LinkProfile) -> dict[str, str | None]:
 def test_links_between_regions_are_found_again_over_each_transport() -> None:
     there = Link(src="us", dst="eu", latency_us=20_000, bandwidth_bytes_per_s=50e6)
     back = Link(src="eu", dst="us", latency_us=5_000, bandwidth_bytes_per_s=20e6)
+    carriers = (Carrier(), Carrier("object_store"), Carrier("streams", 2))
     seen: list[str] = []
     profile = probe(
         ProbeRequest(
             regions=("us", "us", "eu"),
+            carriers=carriers,
             settings=QUICK,
             emulated=emulated(("us", "eu"), there, back),
         ),
-        on_link=lambda link: seen.append(f"{link.transport} {link.name}"),
+        on_link=lambda link: seen.append(f"{link.carrier} {link.name}"),
     )
-    assert seen == [
-        f"{transport} {name}"
-        for transport in ("collective", "object_store")
-        for name in ("us->eu", "eu->us")
-    ]
+    assert seen == [f"{carrier} {name}" for carrier in carriers for name in ("us->eu", "eu->us")]
     assert [host.region for host in profile.hosts] == ["us", "eu"]
     for link in profile.links:
         true = there if link.src == "us" else back

@@ -110,9 +110,27 @@ def test_a_saved_plan_gives_the_same_weights(folder: Path, address: str) -> None
     assert all(bool((weights[name] == same[name]).all()) for name in weights)
 
 
+def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address: str) -> None:
+    before = runs(folder)
+    assert train(folder, "--address", address).returncode == 0
+    [first] = runs(folder) - before
+    link = "{src: us, dst: eu, latency_us: 2000, transport: streams, num_streams: 2}"
+    options = ["--address", address, "--set", f"cluster.links=[{link}]"]
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "us->eu streams x 2, eu->us streams x 2" in done.stdout
+    assert "connecting the ranks (collective, streams x 2)" in done.stdout
+    [second] = runs(folder) - before - {first}
+    weights, same = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(bool((weights[name] == same[name]).all()) for name in weights)
+    for file in second.iterdir():
+        assert b"PRIVATE KEY" not in file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "cluster.transport=auto"], "'auto' for us->eu chooses by measured links"),
         (["--set", "model.num_layers=1"], "cluster.regions: 4 ranks need as many stages"),
         (["--set", "training.batch_size=9"], "batch_size 9 is not divisible by num_microbatches 4"),
         (["--set", "data.path=/nowhere"], "crosspipe data prepare"),
