@@ -114,7 +114,7 @@ def _joined(wiring: Wiring, rank: int, parts: dict[TransportName, Transport]) ->
 
 
 def _collective(wiring: Wiring, rank: int, store: TCPStore, device: torch.device) -> Transport:
-    pairs = wiring.pairs("collective")
+    pairs = set(wiring.pairs("collective"))
     transport = CollectiveTransport(
         store,
         rank=rank,
@@ -132,7 +132,7 @@ def _collective(wiring: Wiring, rank: int, store: TCPStore, device: torch.device
 def _streams(wiring: Wiring, rank: int, store: TCPStore, device: torch.device) -> Transport:
     if wiring.secrets is None:
         raise ConfigError("streams: the run has no credentials")
-    pairs = wiring.pairs("streams")
+    pairs = set(wiring.pairs("streams"))
     with wiring.secrets.unpacked() as credentials:
         door = _door(wiring, rank, address_towards(store.host))
         transport = StreamsTransport(

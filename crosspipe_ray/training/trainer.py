@@ -57,7 +57,7 @@ def train(
         RunError: a rank failed; everything is stopped, what was saved stays.
     """
     config = complete(config)
-    check_before_start(config)
+    check_before_start(config, is_planned=plan_file is not None)
     given = read_plan(plan_file) if plan_file else None
     if given:
         assignments(config, given)  # refuses a plan for another run before anything starts

@@ -13,10 +13,11 @@ import ray
 import yaml
 from safetensors.torch import load_file
 
+from crosspipe_ray.config import load_config
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
-from tests.contract.oracle import make_config, prepare_data
+from tests.contract.oracle import make_config, make_plan, prepare_data
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 100
@@ -165,6 +166,18 @@ def test_a_plan_for_another_run_is_refused(folder: Path, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "the plan is for another run: its num_microbatches 6, the config's 4" in done.stderr
     assert runs(folder) == before
+
+
+def test_a_plan_over_another_transport_than_asked_for_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Nothing goes over plain TCP that was to be encrypted."""
+    file = tmp_path / "plan.json"
+    write_plan(make_plan(load_config(folder / "run.yaml"), "1f1b"), file)
+    done = train(folder, "--plan", str(file), "--set", "cluster.transport=streams")
+    assert done.returncode == 2
+    expected = "the plan sends over collective from us to eu, the config asks for streams; set"
+    assert expected in done.stderr
 
 
 def test_a_region_without_a_node_is_refused(folder: Path, address: str) -> None:
