@@ -17,13 +17,12 @@ _ELEMENT_BYTES: dict[str, Literal[2, 4]] = {"float32": 4, "bfloat16": 2}
 
 def codecs_of(config: Config) -> dict[tuple[str, str], CodecKind]:
     """Codec of each direction between two regions that has one."""
-    codecs: dict[tuple[str, str], CodecKind] = {}
-    for link in config.cluster.links:
-        if link.codec != "none":
-            codecs[link.src, link.dst] = link.codec
-            if link.both_ways:
-                codecs[link.dst, link.src] = link.codec
-    return codecs
+    return {
+        direction: link.codec
+        for link in config.cluster.links
+        if link.codec != "none"
+        for direction in link.directions
+    }
 
 
 def with_codecs(

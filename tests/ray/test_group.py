@@ -13,9 +13,10 @@ import ray
 
 from crosspipe_ray.actors.cluster import check_labels, connected
 from crosspipe_ray.actors.group import StageGroup, stage_group
+from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.errors import ClusterError, RunError
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
 
@@ -33,7 +34,7 @@ def rehearsing_group() -> Iterator[StageGroup]:
     made = small_plan()
     programs = lower(made.problem, made.timeline)
     with stage_group(REGIONS, label="region", timeout_s=TIMEOUT_S) as group:
-        group.connect("collective", programs, None)
+        group.connect(uniform(len(REGIONS), Carrier()), lanes(programs))
         group.rehearse(made.problem, programs)
         yield group
 
