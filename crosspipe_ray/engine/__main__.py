@@ -11,16 +11,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.config import load_config
 from crosspipe_ray.engine.board import Board
 from crosspipe_ray.engine.checks import check_same_data, complete
+from crosspipe_ray.engine.clock_exchange import ClockWatch
 from crosspipe_ray.engine.device import rank_device
 from crosspipe_ray.engine.links import emulated, shaped
 from crosspipe_ray.engine.planning import link_profile_of, plan_of, problem_of
@@ -36,8 +38,9 @@ from crosspipe_ray.engine.transports import (
 from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.lowering import Program, lanes, lower
-from crosspipe_ray.measured import StepReport, measured_timeline
+from crosspipe_ray.measured import StepReport, measured_timeline, on_one_clock
 from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.console import rehearsed_line
 from crosspipe_ray.report.prediction import predictions, predictions_markdown
 from crosspipe_ray.timeline import Timeline
@@ -79,14 +82,14 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
             folder = _shared_folder(stack, board)
             transport = shaped(transport, plan.problem, clock_dir=folder)
         worker = RehearsalRank(plan.problem, programs[rank], transport, timeout_s=_TIMEOUT_S)
-        measured = []
+        watch = ClockWatch(board, transport, timeout_s=_TIMEOUT_S)
+        clocks, steps = watch.look(), []
         for index in range(options.steps):
             board.start_together()
-            measured.append(_print_step(board, plan, worker.step(index)))
+            steps.append(_print_step(board, plan, worker.step(index), clocks))
+        clocks = watch.look()
         if rank == 0:
-            clusters = [each.cluster for each in plan.problem.ranks]
-            rows = predictions(plan.timeline, measured, clusters=clusters)
-            print(predictions_markdown(rows))
+            _print_predictions(plan, steps, clocks)
         board.wait_for_all()  # nobody closes while another still receives
     board.leave()
 
@@ -107,8 +110,9 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         transport = emulated(inner, config, plan.problem, clock_dir=folder) if inner else None
         worker = TrainingRank(assigned[rank], transport, device=device)
         check_same_data(board.gather(worker.dataset_digest))
+        clocks = ClockWatch(board, transport, timeout_s=_TIMEOUT_S).look()
         for index in range(config.training.num_steps):
-            _print_step(board, plan, worker.step(index))
+            _print_step(board, plan, worker.step(index), clocks)
         board.wait_for_all()
     board.leave()
 
@@ -153,15 +157,31 @@ def _shared_folder(stack: ExitStack, board: Board) -> Path:
     return folder
 
 
-def _print_step(board: Board, plan: Plan, report: StepReport) -> Timeline:
-    """Rank 0 prints what all ranks measured."""
+def _print_step(
+    board: Board, plan: Plan, report: StepReport, clocks: Mapping[int, HostClock]
+) -> list[StepReport]:
+    """Rank 0 prints what all ranks measured, and all know it, each by its own clock."""
     reports = board.gather(report)
-    measured = measured_timeline(each.record for each in reports)
     if board.rank == 0:
         losses = [loss for each in reports for loss in each.losses]
         loss = f", loss {fmean(losses):.4f}" if losses else ""
+        measured = _timeline(reports, clocks)
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
-    return measured
+    return reports
+
+
+def _print_predictions(
+    plan: Plan, steps: Sequence[Sequence[StepReport]], clocks: Mapping[int, HostClock]
+) -> None:
+    measured = [_timeline(reports, clocks) for reports in steps]
+    clusters = [each.cluster for each in plan.problem.ranks]
+    print(predictions_markdown(predictions(plan.timeline, measured, clusters=clusters)))
+    if clocks:
+        print(f"\n{clocks_markdown(clocks)}")
+
+
+def _timeline(reports: Sequence[StepReport], clocks: Mapping[int, HostClock]) -> Timeline:
+    return measured_timeline(each.record for each in on_one_clock(reports, clocks))
 
 
 if __name__ == "__main__":
