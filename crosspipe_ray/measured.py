@@ -81,6 +81,13 @@ def _corrected(report: StepReport, clock: HostClock) -> StepReport:
     )
 
 
+def step_timeline(
+    reports: Iterable[StepReport], clocks: Mapping[int, HostClock] | None = None
+) -> Timeline:
+    """A step as rank 0's clock would have had it; arguments as for `on_one_clock`."""
+    return measured_timeline(report.record for report in on_one_clock(reports, clocks or {}))
+
+
 def measured_timeline(records: Iterable[RankRecord]) -> Timeline:
     """Lays the records of all ranks on one axis that starts with the first op."""
     ordered = sorted(records, key=lambda record: record.rank)

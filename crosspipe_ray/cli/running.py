@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +73,7 @@ def rehearse(
     """Run a plan on real actors and links, with stages that only sleep."""
     from crosspipe_ray.files import write_atomically
     from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.report.clocks import clocks_markdown
     from crosspipe_ray.report.console import rehearsed_line
     from crosspipe_ray.report.prediction import predictions, predictions_markdown
     from crosspipe_ray.report.svg import timeline_svg
@@ -79,21 +81,25 @@ def rehearse(
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
     from crosspipe_ray.actors.rehearsal import rehearse as run
 
-    timelines = []
-    for measured in run(
+    number = count(1)
+    done = run(
         chosen,
         num_steps=steps,
         transport=transport.value,
         address=address,
         region_label=region_label,
         emulate_links=emulate_links,
-    ):
-        timelines.append(measured)
-        typer.echo(rehearsed_line(len(timelines), chosen.timeline, measured))
+        on_step=lambda measured: typer.echo(
+            rehearsed_line(next(number), chosen.timeline, measured)
+        ),
+    )
     clusters = [rank.cluster for rank in chosen.problem.ranks]
-    typer.echo(predictions_markdown(predictions(chosen.timeline, timelines, clusters=clusters)))
+    rows = predictions(chosen.timeline, done.timelines, clusters=clusters)
+    typer.echo(predictions_markdown(rows))
+    if done.clocks:
+        typer.echo(f"\n{clocks_markdown(done.clocks)}")
     if svg:
-        panels = [("planned", chosen.timeline), ("measured", timelines[-1])]
+        panels = [("planned", chosen.timeline), ("measured", done.timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
 
 

@@ -38,12 +38,11 @@ from crosspipe_ray.engine.transports import (
 from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.lowering import Program, lanes, lower
-from crosspipe_ray.measured import StepReport, measured_timeline, on_one_clock
+from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.console import rehearsed_line
 from crosspipe_ray.report.prediction import predictions, predictions_markdown
-from crosspipe_ray.timeline import Timeline
 
 _TIMEOUT_S = 300.0
 
@@ -165,7 +164,7 @@ def _print_step(
     if board.rank == 0:
         losses = [loss for each in reports for loss in each.losses]
         loss = f", loss {fmean(losses):.4f}" if losses else ""
-        measured = _timeline(reports, clocks)
+        measured = step_timeline(reports, clocks)
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
     return reports
 
@@ -173,15 +172,11 @@ def _print_step(
 def _print_predictions(
     plan: Plan, steps: Sequence[Sequence[StepReport]], clocks: Mapping[int, HostClock]
 ) -> None:
-    measured = [_timeline(reports, clocks) for reports in steps]
+    measured = [step_timeline(reports, clocks) for reports in steps]
     clusters = [each.cluster for each in plan.problem.ranks]
     print(predictions_markdown(predictions(plan.timeline, measured, clusters=clusters)))
     if clocks:
         print(f"\n{clocks_markdown(clocks)}")
-
-
-def _timeline(reports: Sequence[StepReport], clocks: Mapping[int, HostClock]) -> Timeline:
-    return measured_timeline(each.record for each in on_one_clock(reports, clocks))
 
 
 if __name__ == "__main__":

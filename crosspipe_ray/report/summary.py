@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
 
 
@@ -50,6 +52,7 @@ class RunSummary:
         predictions: planned against measured.
         one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
         notes: what the user should know besides.
+        clocks: of the ranks whose clock is not rank 0's.
     """
 
     losses: Sequence[float]
@@ -62,6 +65,7 @@ class RunSummary:
     tokens_per_s: float
     predictions: Sequence[Prediction]
     notes: Sequence[str] = ()
+    clocks: Mapping[int, HostClock] = field(default_factory=dict)
 
 
 def headline(summary: RunSummary) -> list[tuple[str, str]]:
@@ -116,6 +120,7 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in headline(summary))
     attempts = "\n".join(_attempt_row(attempt) for attempt in summary.attempts)
     notes = "\n".join(f"- {note}" for note in summary.notes)
+    clocks = f"\n## Clocks\n\n{clocks_markdown(summary.clocks)}\n" if summary.clocks else ""
     return f"""# {title}
 
 | | |
@@ -138,7 +143,7 @@ ready to arrived.
 | method | placement | makespan | |
 |---|---|---|---|
 {attempts}
-
+{clocks}
 ## Notes
 
 {notes}

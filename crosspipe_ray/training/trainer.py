@@ -126,7 +126,7 @@ class _Run:
         return Emulation(problem, jitter_of(settings), self._config.seed, self._clock_dir)
 
     def _steps(self, folder: RunFolder) -> StepLog:
-        training, log = self._config.training, StepLog()
+        training, log = self._config.training, StepLog(self._group.look_at_clocks())
         self._console.phase(f"training {training.num_steps} steps")
         with self._console.steps(training.num_steps):
             for index, reports in enumerate(self._group.steps(range(training.num_steps))):
@@ -144,6 +144,7 @@ class _Run:
                     }
                 )
                 self._console.step(index, training.num_steps, step.loss)
+        log.correct(self._group.look_at_clocks())
         return log
 
     def _evaluate(self) -> float | None:
@@ -197,6 +198,7 @@ class _Run:
                 plan.timeline, log.timelines(), clusters=config.cluster.rank_regions
             ),
             notes=notes,
+            clocks=log.clocks,
         )
         regions = ", ".join(region.name for region in config.cluster.regions)
         title = f"{len(config.cluster.rank_regions)} ranks in {regions}: {plan.method}"

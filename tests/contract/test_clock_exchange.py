@@ -16,7 +16,7 @@ from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.lowering import lower
-from crosspipe_ray.measured import StepReport, measured_timeline, on_one_clock
+from crosspipe_ray.measured import StepReport, on_one_clock, step_timeline
 from crosspipe_ray.ops import receive_of
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
@@ -81,10 +81,7 @@ def ways_ns(reports: Iterable[StepReport]) -> list[int]:
 def compare(
     made: Plan, steps: Iterable[list[StepReport]], clocks: Mapping[int, HostClock]
 ) -> list[Prediction]:
-    measured = [
-        measured_timeline(report.record for report in on_one_clock(reports, clocks))
-        for reports in steps
-    ]
+    measured = [step_timeline(reports, clocks) for reports in steps]
     return predictions(made.timeline, measured, clusters=CLOCK_IDS)
 
 

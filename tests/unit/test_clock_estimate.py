@@ -101,7 +101,8 @@ def test_a_clock_that_was_set_between_the_looks_shows_in_the_error() -> None:
 
 def test_two_round_trips_of_no_length_are_exact() -> None:
     ends = (START_NS, START_NS + RUN_NS)
-    exact = [RoundTrip(at, *[BEHIND.from_reference(at)] * 2, at) for at in ends]
+    far = [BEHIND.from_reference(at) for at in ends]
+    exact = [RoundTrip(at, there, there, at) for at, there in zip(ends, far, strict=True)]
     estimate = estimate_clock(exact)
     assert max(errors_ns(estimate, BEHIND)) <= 2
     assert estimate.error_ns < 10
