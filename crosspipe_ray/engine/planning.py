@@ -14,9 +14,10 @@ from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
 from crosspipe_ray.problem import Layer, Link, Problem, Rank
 
-_MEASURED = (
-    "forward_us", "backward_input_us", "backward_weight_us", "activation_bytes",
-    "freed_by_backward_input_bytes", "output_bytes", "weight_bytes", "optimizer_bytes",
+_MEASURED_TIMES = ("forward_us", "backward_input_us", "backward_weight_us")
+_SIZES = (
+    "activation_bytes", "freed_by_backward_input_bytes", "output_bytes", "weight_bytes",
+    "optimizer_bytes",
 )  # fmt: skip
 
 
@@ -38,12 +39,16 @@ def problem_of(
     """
     embedding, block, head = (_median_layer(kind) for kind in zip(*profiles, strict=True))
     cluster = config.cluster
+    regions = [region for region in cluster.regions for _ in range(region.num_ranks)]
     return Problem(
         num_microbatches=config.training.num_microbatches,
         ranks=tuple(
-            Rank(cluster=region.name, memory_limit_bytes=region.memory_limit_bytes)
-            for region in cluster.regions
-            for _ in range(region.num_ranks)
+            Rank(
+                cluster=region.name,
+                memory_limit_bytes=region.memory_limit_bytes,
+                op_overhead_us=profile[0].op_overhead_us,
+            )
+            for region, profile in zip(regions, profiles, strict=True)
         ),
         layers=(embedding, *[block] * config.model.num_layers, head),
         links=(
@@ -140,8 +145,10 @@ def one_f_one_b_makespan_ns(problem: Problem) -> int | None:
 
 
 def _median_layer(measured: Sequence[LayerCosts]) -> Layer:
-    """One layer's costs over all ranks."""
-    values = {name: median(getattr(costs, name) for costs in measured) for name in _MEASURED}
-    return Layer(
-        **{name: value if name.endswith("_us") else round(value) for name, value in values.items()}
-    )
+    """One layer's costs over all ranks; the fixed cost of an op is the rank's, not the layer's."""
+    times_us = {
+        name: median(max(0.0, getattr(costs, name) - costs.op_overhead_us) for costs in measured)
+        for name in _MEASURED_TIMES
+    }
+    sizes = {name: round(median(getattr(costs, name) for costs in measured)) for name in _SIZES}
+    return Layer(**times_us, **sizes)
