@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from crosspipe_ray.errors import InputError
+
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster, HOST:PORT or auto; default: nodes on this machine."),
@@ -114,6 +116,10 @@ def train(
         Path | None,
         typer.Option(metavar="PLAN.json", help="Train by it; default: profile and plan."),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Plan by what this earlier run measured (its folder)."),
+    ] = None,
     links: Annotated[
         Path | None,
         typer.Option(metavar="LINKS.json", help="Plan with what `crosspipe probe` measured."),
@@ -128,6 +134,8 @@ def train(
     from crosspipe_ray.config import load_config
     from crosspipe_ray.report.console import RunConsole
 
+    if plan and profile:
+        raise InputError("--profile: a plan is made from it, and --plan gives one; choose")
     overrides = list(overrides or ())
     if links:
         overrides.append(f"cluster.link_profile={json.dumps(str(links))}")
@@ -136,4 +144,5 @@ def train(
     run = load_config(config, overrides=overrides)  # likewise
     from crosspipe_ray.training.trainer import train as run_training
 
-    run_training(run, RunConsole(Console()), address=address, plan_file=plan)
+    console = RunConsole(Console())
+    run_training(run, console, address=address, plan_file=plan, profile_file=profile)

@@ -13,6 +13,7 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
 from crosspipe_ray.problem import Layer, Link, Problem, Rank
+from crosspipe_ray.run_profile import RunProfile, profile_now
 
 _MEASURED_TIMES = ("forward_us", "backward_input_us", "backward_weight_us")
 _SIZES = (
@@ -38,6 +39,62 @@ def problem_of(
         InputError: a link between two regions was not measured.
     """
     embedding, block, head = (_median_layer(kind) for kind in zip(*profiles, strict=True))
+    return _problem(
+        config,
+        (embedding, *[block] * config.model.num_layers, head),
+        overheads_us=[layers[0].op_overhead_us for layers in profiles],
+        link_profile=link_profile,
+    )
+
+
+def profile_of(
+    config: Config, profiles: Sequence[Sequence[LayerCosts]], link_profile: LinkProfile | None
+) -> RunProfile:
+    """What the ranks measured, as a run keeps it; arguments and errors as for `problem_of`."""
+    embedding, block, head = (
+        [median(spread) for spread in zip(*(costs.dispersion for costs in kind), strict=True)]
+        for kind in zip(*profiles, strict=True)
+    )
+    return profile_now(
+        config,
+        problem_of(config, profiles, link_profile),
+        (embedding, *[block] * config.model.num_layers, head),
+    )
+
+
+def problem_again(
+    config: Config, profile: RunProfile, link_profile: LinkProfile | None = None
+) -> Problem:
+    """The planning problem of a run that starts from the profile of an earlier one.
+
+    Its links count where they were measured: not before newer ones, nor where links are emulated.
+
+    Args:
+        config: of the new run; the profile fits it.
+        profile: of the earlier run.
+        link_profile: measured links, in place of all others.
+
+    Raises:
+        InputError: a link between two regions was not measured.
+    """
+    problem = _problem(
+        config,
+        profile.problem.layers,
+        overheads_us=[rank.op_overhead_us for rank in profile.problem.ranks],
+        link_profile=link_profile,
+    )
+    if link_profile or config.cluster.emulate_links:
+        return problem
+    return problem.model_copy(update={"links": profile.problem.links})
+
+
+def _problem(
+    config: Config,
+    layers: tuple[Layer, ...],
+    *,
+    overheads_us: Sequence[float],
+    link_profile: LinkProfile | None,
+) -> Problem:
     cluster = config.cluster
     regions = [region for region in cluster.regions for _ in range(region.num_ranks)]
     return Problem(
@@ -46,16 +103,16 @@ def problem_of(
             Rank(
                 cluster=region.name,
                 memory_limit_bytes=region.memory_limit_bytes,
-                op_overhead_us=profile[0].op_overhead_us,
+                op_overhead_us=overhead_us,
             )
-            for region, profile in zip(regions, profiles, strict=True)
+            for region, overhead_us in zip(regions, overheads_us, strict=True)
         ),
-        layers=(embedding, *[block] * config.model.num_layers, head),
+        layers=layers,
         links=(
             link_profile.links_for(
                 cluster.rank_regions,
                 transport=cluster.transport,
-                message_bytes=block.output_bytes,
+                message_bytes=layers[1].output_bytes,
             )
             if link_profile
             else links_of(cluster)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crosspipe_ray.correction import relative_deviation
 from crosspipe_ray.engine.stage import ModelStage
 from crosspipe_ray.link_fit import fit_line
 
@@ -100,16 +101,6 @@ def op_overhead_us(watches: Sequence[Stopwatch]) -> float:
     """
     totals = [sum(watch.medians) for watch in watches]
     return fit_line(_NUM_LAYERS, totals).intercept / _NUM_KINDS
-
-
-def relative_deviation(values: Sequence[float]) -> float:
-    """Median absolute deviation over the median; half of the values are nearer than that.
-
-    >>> relative_deviation([9.0, 10.0, 10.0, 11.0, 500.0])
-    0.1
-    """
-    middle = median(values)
-    return median(abs(value - middle) for value in values) / middle if middle else 0.0
 
 
 def _tiny_stage(num_layers: int, *, dtype: torch.dtype, device: torch.device | str) -> ModelStage:

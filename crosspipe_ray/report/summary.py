@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
+from crosspipe_ray.run_profile import RunProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class RunSummary:
         one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
         notes: what the user should know besides.
         clocks: of the ranks whose clock is not rank 0's.
+        profile: that the plan was made from; None: the plan was given.
     """
 
     losses: Sequence[float]
@@ -66,6 +69,7 @@ class RunSummary:
     predictions: Sequence[Prediction]
     notes: Sequence[str] = ()
     clocks: Mapping[int, HostClock] = field(default_factory=dict)
+    profile: RunProfile | None = None
 
 
 def headline(summary: RunSummary) -> list[tuple[str, str]]:
@@ -86,6 +90,7 @@ def headline(summary: RunSummary) -> list[tuple[str, str]]:
     rows = {
         "training loss": f"{first:.3f} -> {last:.3f} nats per token",
         "held-out loss": _held_out(summary),
+        "profile": _profile(summary.profile) if summary.profile else "",
         "plan": f"{plan.method} on {len(plan.problem.stages)} stages, {_quality(plan)}",
         "makespan": f"planned {_ms(planned_s)}, measured {measured} ({difference:+.1%})",
         "bubble": f"planned {planned_bubble:.1%}, measured {times.bubble_ratio:.1%}",
@@ -106,6 +111,21 @@ def _held_out(summary: RunSummary) -> str:
         f"{before:.3f} -> {after:.3f} nats per token, {abs(entropy - after):.3f} {where} the "
         f"unigram entropy {entropy:.3f}"
     )
+
+
+def _profile(profile: RunProfile) -> str:
+    """The layer in the middle, which is a block, and what an op costs besides."""
+    middle = len(profile.problem.layers) // 2
+    block, dispersion = profile.problem.layers[middle], profile.dispersions[middle]
+    parts = (
+        ("F", block.forward_us, dispersion.forward),
+        ("I", block.backward_input_us, dispersion.backward_input),
+        ("W", block.backward_weight_us, dispersion.backward_weight),
+    )
+    times = ", ".join(f"{kind} {us / 1e3:.2f} ms (+-{spread:.0%})" for kind, us, spread in parts)
+    overhead_us = median(rank.op_overhead_us for rank in profile.problem.ranks)
+    where = "" if profile.source == "profile" else f"; from a run until {profile.measured_at:%F %R}"
+    return f"a block {times}; an op {overhead_us:.0f} us besides{where}"
 
 
 def _one_f_one_b(summary: RunSummary, planned_s: float) -> str:

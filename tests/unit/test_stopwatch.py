@@ -11,7 +11,6 @@ from crosspipe_ray.engine.stopwatch import (
     Stopwatch,
     op_overhead_us,
     overhead_watches,
-    relative_deviation,
     run_in_turn,
 )
 
@@ -67,7 +66,3 @@ def test_the_fixed_cost_of_this_host_is_found() -> None:
     tiny = overhead_watches(dtype=torch.float32, device="cpu")
     run_in_turn(tiny, num_warmup=2, num_microbatches=20, least_s=0.0)
     assert 0 < op_overhead_us(tiny) < sum(tiny[0].medians)
-
-
-def test_the_deviation_of_nothing_is_none() -> None:
-    assert relative_deviation([0.0, 0.0]) == 0.0
