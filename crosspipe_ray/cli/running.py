@@ -71,10 +71,23 @@ def rehearse(
     address: Address = None,
     region_label: Annotated[str, typer.Option(help="Node label with a cluster's name.")] = "region",
     svg: Annotated[Path | None, typer.Option(help="Draw planned over measured.")] = None,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROBLEM.json",
+            help="Write the plan's problem with the links as the messages saw them: to plan anew.",
+        ),
+    ] = None,
 ) -> None:
     """Run a plan on real actors and links, with stages that only sleep."""
+    if corrected and emulate_links:
+        raise InputError(
+            "--corrected: emulated links are what the plan says; rehearse with --no-emulate-links"
+        )
     from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.link_correction import corrected_links
     from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.problem import problem_json
     from crosspipe_ray.report.clocks import clocks_markdown
     from crosspipe_ray.report.console import rehearsed_line
     from crosspipe_ray.report.prediction import predictions, predictions_markdown
@@ -100,6 +113,9 @@ def rehearse(
     typer.echo(predictions_markdown(rows))
     if done.clocks:
         typer.echo(f"\n{clocks_markdown(done.clocks)}")
+    if corrected:
+        better = corrected_links(chosen.problem, done.timelines)
+        write_atomically(corrected, json.dumps(problem_json(better), indent=1) + "\n")
     if svg:
         panels = [("planned", chosen.timeline), ("measured", done.timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
