@@ -75,13 +75,12 @@ def problem(
     from crosspipe_ray.planners.placement import Pattern
     from crosspipe_ray.problem import problem_json
 
-    pattern = Pattern(placement.value)
     recipe = Recipe(
         num_ranks=ranks,
         num_microbatches=num_microbatches,
         clusters=tuple(name.strip() for name in clusters.split(","))[:ranks],
-        pattern=pattern,
-        num_stages_per_rank=stages_per_rank or (1 if pattern is Pattern.ONE_PER_RANK else 2),
+        pattern=Pattern(placement.value),
+        num_stages_per_rank=stages_per_rank,
         forward_us=forward_us,
         backward_input_us=backward_input_us,
         backward_weight_us=backward_weight_us,
