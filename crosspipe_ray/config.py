@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crosspipe_ray.carriers import MAX_STREAMS, TransportWish, Wish
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model
 
@@ -116,6 +117,16 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
+    transport: TransportWish | None = Field(None, description="default: the cluster's")
+    num_streams: int | None = Field(
+        None, ge=1, le=MAX_STREAMS, description="default: the cluster's"
+    )
+
+    @property
+    def directions(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of regions that it is for."""
+        there = (self.src, self.dst)
+        return (there, there[::-1]) if self.both_ways else (there,)
 
 
 class ClusterConfig(Section):
@@ -128,7 +139,19 @@ class ClusterConfig(Section):
     )
     allow_old_link_profile: bool = Field(False, description="take it even when beyond its limit")
     region_label: str = Field("region", description="Ray node label that holds the region's name")
-    transport: Literal["collective", "object_store"] = "collective"
+    transport: TransportWish = Field(
+        "collective",
+        description="'auto': the fastest of the link profile between regions, collective elsewhere",
+    )
+    num_streams: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STREAMS,
+        description="connections per lane over streams; default: the fastest measured, else 8",
+    )
+    streams_port: int | None = Field(
+        None, ge=1, le=65535, description="of rank 0, the next ones follow; default: any free"
+    )
     emulate_links: bool = Field(
         False, description="inject the links' latency and bandwidth in the transport"
     )
@@ -153,6 +176,15 @@ class ClusterConfig(Section):
     def rank_regions(self) -> tuple[str, ...]:
         """Region of each rank."""
         return tuple(region.name for region in self.regions for _ in range(region.num_ranks))
+
+    def wish(self, src: str, dst: str) -> Wish:
+        """What is to carry the messages from a region to another one, or to itself."""
+        link = next((link for link in self.links if (src, dst) in link.directions), None)
+        transport, num_streams = self.transport, self.num_streams
+        if link is not None:
+            transport = link.transport or transport
+            num_streams = link.num_streams or num_streams
+        return Wish(transport, num_streams)
 
 
 class PlannerConfig(Section):

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.parsing import parse_model, read_json
 
@@ -109,6 +110,23 @@ class Link(Record):
         "in place of bandwidth_bytes_per_s",
     )
     latency_samples_us: tuple[float, ...] | None = Field(None, description="measured latencies")
+    transport: TransportName | None = Field(
+        None, description="that has these times, and carries the messages; default: the run's"
+    )
+    streams: int | None = Field(
+        None, ge=1, le=MAX_STREAMS, description="connections of each pair of ranks, over streams"
+    )
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """What carries its messages; None: what the run says."""
+        return None if self.transport is None else Carrier(self.transport, self.streams or 1)
+
+    @model_validator(mode="after")
+    def _only_streams_have_streams(self) -> Link:
+        if self.streams is not None and self.transport != "streams":
+            raise ValueError(f"streams {self.streams}: only with transport 'streams'")
+        return self
 
     @model_validator(mode="after")
     def _curve_is_a_function(self) -> Link:

@@ -153,6 +153,7 @@ def show(
 ) -> None:
     """Show a plan's timeline."""
     from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.link_choice import named_carriers
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.svg import timeline_svg
     from crosspipe_ray.report.text import timeline_text
@@ -166,6 +167,8 @@ def show(
     console.print(
         timeline_text(chosen.timeline, clusters=clusters, width=console.width, colour=has_colour)
     )
+    for link, carrier in named_carriers(chosen.problem).items():
+        console.print(f"link {link}: {carrier}", highlight=False)
     if svg:
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=file.name))
     if trace:

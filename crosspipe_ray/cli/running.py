@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from crosspipe_ray.carriers import DEFAULT_NUM_STREAMS, MAX_STREAMS, Carrier
 from crosspipe_ray.errors import InputError
 
 Address = Annotated[
@@ -23,6 +24,7 @@ class TransportName(str, Enum):
 
     COLLECTIVE = "collective"
     OBJECT_STORE = "object_store"
+    STREAMS = "streams"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -64,7 +66,12 @@ def prepare(
 def rehearse(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.json")],
     steps: Annotated[int, typer.Option(min=1, help="How often the plan is run.")] = 3,
-    transport: Annotated[TransportName, typer.Option()] = TransportName.COLLECTIVE,
+    transport: Annotated[
+        TransportName | None, typer.Option(help="For all links; default: what the plan names.")
+    ] = None,
+    num_streams: Annotated[
+        int, typer.Option(min=1, max=MAX_STREAMS, help="Per lane, with --transport streams.")
+    ] = DEFAULT_NUM_STREAMS,
     emulate_links: Annotated[
         bool, typer.Option(help="Inject the problem's links; off where the links are real.")
     ] = True,
@@ -100,7 +107,7 @@ def rehearse(
     done = run(
         chosen,
         num_steps=steps,
-        transport=transport.value,
+        carrier=Carrier(transport.value, num_streams) if transport else None,
         address=address,
         region_label=region_label,
         emulate_links=emulate_links,

@@ -30,8 +30,12 @@ def complete(config: Config) -> Config:
     return config
 
 
-def check_before_start(config: Config) -> None:
+def check_before_start(config: Config, *, is_planned: bool = False) -> None:
     """Finds out, without starting anything, what would stop the run later.
+
+    Args:
+        config: of the run.
+        is_planned: there is a plan, so that no links are needed to make one.
 
     Raises:
         InputError: too few layers for the ranks, too little data for a batch, a placement that does
@@ -39,7 +43,8 @@ def check_before_start(config: Config) -> None:
     """
     patterns_of(config)
     check_method(config.planner.method)
-    link_profile_of(config)
+    if not is_planned:
+        link_profile_of(config)
     num_ranks, num_layers = len(config.cluster.rank_regions), config.model.num_pipeline_layers
     if num_ranks > num_layers:
         raise ConfigError(
@@ -99,6 +104,24 @@ def check_fits(config: Config, problem: Problem) -> None:
         raise PlanError(
             "the plan puts the first and the last stage of a tied model on different ranks"
         )
+    check_carriers(config, problem)
+
+
+def check_carriers(config: Config, problem: Problem) -> None:
+    """Refuses a plan with a link over what the configuration does not want there.
+
+    Raises:
+        PlanError: names the link.
+    """
+    clusters = [rank.cluster for rank in problem.ranks]
+    for link in problem.links:
+        ends = [end if isinstance(end, str) else clusters[end] for end in (link.src, link.dst)]
+        wish = config.cluster.wish(*ends)
+        if link.carrier is not None and not wish.allows(link.carrier):
+            raise PlanError(
+                f"the plan sends over {link.carrier} from {link.src} to {link.dst}, the config "
+                f"asks for {wish}; set cluster.transport=auto to run it as it is"
+            )
 
 
 def _layer_borders(problem: Problem) -> int | str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from statistics import median
 
 from crosspipe_ray.config import ClusterConfig, Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError
+from crosspipe_ray.link_choice import candidates_of, with_measured_links
 from crosspipe_ray.link_profile import LinkProfile, read_link_profile
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern
@@ -97,7 +99,7 @@ def _problem(
 ) -> Problem:
     cluster = config.cluster
     regions = [region for region in cluster.regions for _ in range(region.num_ranks)]
-    return Problem(
+    problem = Problem(
         num_microbatches=config.training.num_microbatches,
         ranks=tuple(
             Rank(
@@ -108,48 +110,50 @@ def _problem(
             for region, overhead_us in zip(regions, overheads_us, strict=True)
         ),
         layers=layers,
-        links=(
-            link_profile.links_for(
-                cluster.rank_regions,
-                transport=cluster.transport,
-                message_bytes=layers[1].output_bytes,
-            )
-            if link_profile
-            else links_of(cluster)
-        ),
+        links=links_of(cluster),
     )
+    return with_measured_links(problem, link_profile, cluster.wish) if link_profile else problem
 
 
 def link_profile_of(config: Config) -> LinkProfile | None:
     """The measured links that a run is to be planned with, if it names any.
 
     Raises:
-        InputError: the file is wrong or too old, or lacks a link between two regions of the run.
+        InputError: the file is wrong or too old, or lacks a link between two regions of the run;
+            or there is none, and a transport is to be chosen by it.
     """
     cluster = config.cluster
     if cluster.link_profile is None:
+        _check_nothing_to_choose(cluster)
         return None
     profile = read_link_profile(cluster.link_profile, allow_old=cluster.allow_old_link_profile)
-    profile.links_for(cluster.rank_regions, transport=cluster.transport)
+    candidates_of(profile, cluster.rank_regions, cluster.wish)
     return profile
+
+
+def _check_nothing_to_choose(cluster: ClusterConfig) -> None:
+    for src, dst in permutations([region.name for region in cluster.regions], 2):
+        if cluster.wish(src, dst).transport == "auto":
+            raise ConfigError(
+                f"cluster.transport: 'auto' for {src}->{dst} chooses by measured links; give "
+                "cluster.link_profile, or --links, a file of `crosspipe probe`"
+            )
 
 
 def links_of(cluster: ClusterConfig) -> tuple[Link, ...]:
     """Directed links between regions; all pairs of two regions share one channel per direction."""
     links = []
     for link in cluster.links:
-        ends = (
-            [(link.src, link.dst), (link.dst, link.src)]
-            if link.both_ways
-            else [(link.src, link.dst)]
-        )
-        for src, dst in ends:
+        for src, dst in link.directions:
+            carrier = cluster.wish(src, dst).unmeasured
             links.append(
                 Link(
                     src=src,
                     dst=dst,
                     latency_us=link.latency_us,
                     bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+                    transport=carrier.transport,
+                    streams=carrier.num_streams if carrier.transport == "streams" else None,
                 )
             )
     return tuple(links)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from crosspipe_ray.clock_estimate import HostClock
+from crosspipe_ray.link_choice import named_carriers
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.report.clocks import clocks_markdown
@@ -94,11 +95,18 @@ def headline(summary: RunSummary) -> list[tuple[str, str]]:
         "plan": f"{plan.method} on {len(plan.problem.stages)} stages, {_quality(plan)}",
         "makespan": f"planned {_ms(planned_s)}, measured {measured} ({difference:+.1%})",
         "bubble": f"planned {planned_bubble:.1%}, measured {times.bubble_ratio:.1%}",
+        "transports": _transports(plan),
         "step": f"{_ms(times.step_s)} = {' + '.join(parts)}",
         "throughput": f"{summary.tokens_per_s:,.0f} tokens/s",
         "1F1B would take": _one_f_one_b(summary, planned_s),
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _transports(plan: Plan) -> str:
+    """Of the links that name one."""
+    named = named_carriers(plan.problem)
+    return ", ".join(f"{link} {carrier}" for link, carrier in named.items())
 
 
 def _held_out(summary: RunSummary) -> str:

@@ -13,15 +13,25 @@ import ray
 from crosspipe_ray.actors.cluster import cluster
 from crosspipe_ray.actors.group import StageGroup, clock_folder, stage_group
 from crosspipe_ray.actors.planner import PlannerActor
-from crosspipe_ray.actors.stage import Emulation, Readiness
+from crosspipe_ray.actors.stage import Readiness
 from crosspipe_ray.config import Config
-from crosspipe_ray.engine.checks import check_before_start, check_same_data, complete
-from crosspipe_ray.engine.links import jitter_of
-from crosspipe_ray.engine.planning import link_profile_of, one_f_one_b_makespan_ns
+from crosspipe_ray.engine.checks import (
+    check_before_start,
+    check_carriers,
+    check_same_data,
+    complete,
+)
+from crosspipe_ray.engine.links import emulation_of
+from crosspipe_ray.engine.planning import (
+    link_profile_of,
+    one_f_one_b_makespan_ns,
+    problem_again,
+)
 from crosspipe_ray.engine.setup import assignments
+from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.lowering import lanes
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt
-from crosspipe_ray.problem import Problem
 from crosspipe_ray.report.console import RunConsole
 from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
@@ -64,13 +74,14 @@ def train(
         RunError: a rank failed; everything is stopped, what was saved stays.
     """
     config = complete(config)
-    check_before_start(config)
+    check_before_start(config, is_planned=plan_file is not None)
     given = read_plan(plan_file) if plan_file else None
     if given:
         assignments(config, given)  # refuses a plan for another run before anything starts
     earlier = read_run_profile(profile_file) if profile_file else None
     if earlier:
         earlier.check_fits(config)
+        check_carriers(config, problem_again(config, earlier, link_profile_of(config)))
     settings, regions = config.cluster, config.cluster.rank_regions
     console.phase(f"starting {len(regions)} ranks in {', '.join(dict.fromkeys(regions))}")
     with (
@@ -126,19 +137,20 @@ class _Run:
 
     def _prepare(self, plan: Plan) -> list[Readiness]:
         """Connects the ranks and builds their stages."""
-        self._console.phase(f"connecting the ranks ({self._config.cluster.transport})")
+        settings = self._config.cluster
+        carriers = carriers_of(plan.problem, settings.wish)
+        names = ", ".join(sorted({str(carrier) for carrier in carriers.values()}))
+        self._console.phase(f"connecting the ranks ({names})")
         assigned = assignments(self._config, plan)
-        programs = [assignment.program for assignment in assigned]
-        self._group.connect(self._config.cluster.transport, programs, self._emulation(plan.problem))
+        self._group.connect(
+            carriers,
+            lanes(assignment.program for assignment in assigned),
+            emulation=emulation_of(self._config, plan.problem, self._clock_dir),
+            streams_port=settings.streams_port,
+        )
         readiness = self._group.train(assigned)
         check_same_data(rank.dataset_digest for rank in readiness)
         return readiness
-
-    def _emulation(self, problem: Problem) -> Emulation | None:
-        settings = self._config.cluster
-        if not settings.emulate_links:
-            return None
-        return Emulation(problem, jitter_of(settings), self._config.seed, self._clock_dir)
 
     def _steps(self, folder: RunFolder) -> StepLog:
         training, log = self._config.training, StepLog(self._group.look_at_clocks())

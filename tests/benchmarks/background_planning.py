@@ -21,10 +21,11 @@ import ray
 from crosspipe_ray.actors.cluster import cluster
 from crosspipe_ray.actors.group import StageGroup, stage_group
 from crosspipe_ray.actors.planner import PlannerActor
+from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.measured import step_timeline
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
@@ -55,7 +56,7 @@ def main() -> None:
         stage_group(regions, label="region", timeout_s=_TIMEOUT_S) as group,
     ):
         programs = lower(made.problem, made.timeline)
-        group.connect("collective", programs, None)
+        group.connect(uniform(len(regions), Carrier()), lanes(programs))
         group.rehearse(made.problem, programs)
         planner = _planner()
         _makespan_ms(group, num_steps=_NUM_WARMUP_STEPS)

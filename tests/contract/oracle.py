@@ -118,17 +118,22 @@ def make_assignments(
     return assignments(config, make_plan(config, method))
 
 
-def train_rank(assigned: tuple[Assignment, ...], transport: Transport | None) -> Outcome:
+def train_rank(
+    assigned: tuple[Assignment, ...], transport: Transport | None, *, num_steps: int = NUM_STEPS
+) -> Outcome:
     """One rank's part of the run; a body for any runner of ranks."""
     rank = transport.rank if transport else 0
     worker = TrainingRank(assigned[rank], transport, device=torch.device("cpu"))
-    losses = [worker.step(index).losses for index in range(NUM_STEPS)]
+    losses = [worker.step(index).losses for index in range(num_steps)]
     return Outcome(losses, worker.evaluate(), worker.state_dict())
 
 
-def body(data: Path, num_ranks: int, method: str, **options: Any) -> partial[Outcome]:
+def body(
+    data: Path, num_ranks: int, method: str, *, num_steps: int = NUM_STEPS, **options: Any
+) -> partial[Outcome]:
     """`train_rank` for a runner that passes nothing but the transport."""
-    return partial(train_rank, make_assignments(data, num_ranks, method, **options))
+    assigned = make_assignments(data, num_ranks, method, **options)
+    return partial(train_rank, assigned, num_steps=num_steps)
 
 
 def together(parts: list[Outcome]) -> Outcome:

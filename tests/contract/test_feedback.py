@@ -10,9 +10,9 @@ from statistics import median
 import pytest
 
 from crosspipe_ray.correction import corrected_stages
-from crosspipe_ray.engine.links import link_shapes
+from crosspipe_ray.engine.links import Emulation, emulated
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
-from crosspipe_ray.engine.transports import ShapedTransport, Transport
+from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.link_correction import corrected_links
 from crosspipe_ray.lowering import lower
@@ -48,7 +48,7 @@ def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPro
 
 def run_by(made: Plan, transport: Transport, *, clock_dir: Path) -> list[StepReport]:
     """Steps by a plan, with the stages and links of the truth."""
-    shaped = ShapedTransport(transport, links=link_shapes(TRUTH), clock_dir=clock_dir)
+    shaped = emulated(transport, Emulation(TRUTH, clock_dir))
     program = lower(made.problem, made.timeline)[transport.rank]
     worker = RehearsalRank(TRUTH, program, shaped, timeout_s=TIMEOUT_S)
     return [worker.step(index) for index in range(NUM_STEPS)]

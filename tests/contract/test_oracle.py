@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 import torch
 
-from crosspipe_ray.engine.transports import LoopbackHub
+from crosspipe_ray.engine.transports import LoopbackHub, MixedTransport
+from crosspipe_ray.engine.transports.streams import Credentials
 from crosspipe_ray.training.model import build_layers
 from tests.contract.oracle import (
     METHODS,
@@ -20,6 +22,7 @@ from tests.contract.oracle import (
     train_rank,
 )
 from tests.contract.rank_processes import RankProcesses, run_body
+from tests.contract.stream_pairs import proxied
 
 TIMEOUT_S = 100
 
@@ -59,6 +62,45 @@ def test_gloo_equals_plain_pytorch(
 ) -> None:
     parts = rank_processes.run("plain", num_ranks, body(data, num_ranks, method))
     together(parts).assert_equals(reference)
+
+
+@pytest.mark.parametrize("num_ranks", NUM_RANKS[1:])
+def test_mixed_transports_equal_plain_pytorch(
+    rank_processes: RankProcesses, data: Path, reference: Outcome, num_ranks: int
+) -> None:
+    parts = rank_processes.run("mixed", num_ranks, body(data, num_ranks, "greedy"))
+    together(parts).assert_equals(reference)
+
+
+def test_many_mixed_steps_end_with_the_losses_of_a_single_transport(
+    rank_processes: RankProcesses, data: Path
+) -> None:
+    """A thousand by ``python -m tests.benchmarks.mixed_steps``."""
+    many = body(data, 4, "zb-h1", num_steps=200)
+    single, mixed = (together(rank_processes.run(kind, 4, many)) for kind in ("plain", "mixed"))
+    assert len(mixed.losses) == 200
+    mixed.assert_equals(single)
+
+
+def test_connections_that_die_in_a_run_change_nothing(
+    data: Path, reference: Outcome, credentials: Credentials
+) -> None:
+    """Forward over streams that are cut again and again, backward through memory."""
+    hub = LoopbackHub(2)
+    run = body(data, 2, "1f1b")
+    with (
+        proxied(credentials, repeat(10_000), num_streams=2) as (proxy, streams),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        mixed = [
+            MixedTransport(
+                {(0, 1): streams[rank], (1, 0): hub.transport(rank)}, rank=rank, num_ranks=2
+            )
+            for rank in range(2)
+        ]
+        futures = [pool.submit(run_body, transport, run) for transport in mixed]
+        together([future.result(TIMEOUT_S) for future in futures]).assert_equals(reference)
+        assert proxy.num_cuts >= 3
 
 
 def test_a_tied_model_is_the_same_for_every_schedule(data: Path) -> None:

@@ -14,9 +14,10 @@ import ray
 from crosspipe_ray.actors.cluster import check_labels, connected
 from crosspipe_ray.actors.group import StageGroup, stage_group, started
 from crosspipe_ray.actors.stage import Host
+from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.errors import ClusterError, RunError
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
 
@@ -34,7 +35,7 @@ def rehearsing_group() -> Iterator[StageGroup]:
     made = small_plan()
     programs = lower(made.problem, made.timeline)
     with stage_group(REGIONS, label="region", timeout_s=TIMEOUT_S) as group:
-        group.connect("collective", programs, None)
+        group.connect(uniform(len(REGIONS), Carrier()), lanes(programs))
         group.rehearse(made.problem, programs)
         yield group
 
@@ -62,7 +63,7 @@ class TwoClocks(StageGroup):
 def test_clocks_of_other_hosts_are_looked_at_before_and_after_the_steps() -> None:
     made = small_plan()
     with started(TwoClocks, REGIONS, label="region", timeout_s=TIMEOUT_S) as group:
-        group.connect("collective", lower(made.problem, made.timeline), None)
+        group.connect(uniform(len(REGIONS), Carrier()), lanes(lower(made.problem, made.timeline)))
         before, after = group.look_at_clocks(), group.look_at_clocks()
     assert list(before) == list(after) == [2, 3]
     assert abs(after[2].offset_ns) <= after[2].error_ns < 0.1 * TIMEOUT_S * 1e9

@@ -13,11 +13,12 @@ import ray
 import yaml
 from safetensors.torch import load_file
 
+from crosspipe_ray.config import load_config
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.run_profile import read_run_profile
-from tests.contract.oracle import make_config, prepare_data
+from tests.contract.oracle import make_config, make_plan, prepare_data
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 100
@@ -123,9 +124,27 @@ def test_a_saved_plan_or_profile_gives_the_same_weights(folder: Path, address: s
     assert (used.source, used.problem.layers) == ("run", left.problem.layers)
 
 
+def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address: str) -> None:
+    before = runs(folder)
+    assert train(folder, "--address", address).returncode == 0
+    [first] = runs(folder) - before
+    link = "{src: us, dst: eu, latency_us: 2000, transport: streams, num_streams: 2}"
+    options = ["--address", address, "--set", f"cluster.links=[{link}]"]
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "us->eu streams x 2, eu->us streams x 2" in done.stdout
+    assert "connecting the ranks (collective, streams x 2)" in done.stdout
+    [second] = runs(folder) - before - {first}
+    weights, same = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(bool((weights[name] == same[name]).all()) for name in weights)
+    for file in second.iterdir():
+        assert b"PRIVATE KEY" not in file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "cluster.transport=auto"], "'auto' for us->eu chooses by measured links"),
         (["--set", "model.num_layers=1"], "cluster.regions: 4 ranks need as many stages"),
         (["--set", "training.batch_size=9"], "batch_size 9 is not divisible by num_microbatches 4"),
         (["--set", "data.path=/nowhere"], "crosspipe data prepare"),
@@ -162,6 +181,18 @@ def test_a_plan_for_another_run_is_refused(folder: Path, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "the plan is for another run: its num_microbatches 6, the config's 4" in done.stderr
     assert runs(folder) == before
+
+
+def test_a_plan_over_another_transport_than_asked_for_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Nothing goes over plain TCP that was to be encrypted."""
+    file = tmp_path / "plan.json"
+    write_plan(make_plan(load_config(folder / "run.yaml"), "1f1b"), file)
+    done = train(folder, "--plan", str(file), "--set", "cluster.transport=streams")
+    assert done.returncode == 2
+    expected = "the plan sends over collective from us to eu, the config asks for streams; set"
+    assert expected in done.stderr
 
 
 def test_a_region_without_a_node_is_refused(folder: Path, address: str) -> None:
