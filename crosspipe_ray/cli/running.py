@@ -95,9 +95,8 @@ def rehearse(
     from crosspipe_ray.link_correction import corrected_links
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import problem_json
-    from crosspipe_ray.report.clocks import clocks_markdown
     from crosspipe_ray.report.console import rehearsed_line
-    from crosspipe_ray.report.prediction import predictions, predictions_markdown
+    from crosspipe_ray.report.prediction import rehearsal_markdown
     from crosspipe_ray.report.svg import timeline_svg
 
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
@@ -115,15 +114,12 @@ def rehearse(
             rehearsed_line(next(number), chosen.timeline, measured)
         ),
     )
-    clusters = [rank.cluster for rank in chosen.problem.ranks]
-    rows = predictions(chosen.timeline, done.timelines, clusters=clusters)
-    typer.echo(predictions_markdown(rows))
-    if done.clocks:
-        typer.echo(f"\n{clocks_markdown(done.clocks)}")
+    typer.echo(rehearsal_markdown(chosen, done.timelines, done.clocks))
     if corrected:
         better = corrected_links(chosen.problem, done.timelines)
         write_atomically(corrected, json.dumps(problem_json(better), indent=1) + "\n")
     if svg:
+        clusters = [rank.cluster for rank in chosen.problem.ranks]
         panels = [("planned", chosen.timeline), ("measured", done.timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +40,8 @@ from crosspipe_ray.link_choice import carriers_of
 from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
-from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.console import rehearsed_line
-from crosspipe_ray.report.prediction import predictions, predictions_markdown
+from crosspipe_ray.report.prediction import rehearsal_markdown
 
 _TIMEOUT_S = 300.0
 _CREDENTIALS = "CROSSPIPE_CREDENTIALS"
@@ -94,7 +93,8 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
             steps.append(_print_step(board, plan, worker.step(index), clocks))
         clocks = watch.look()
         if rank == 0:
-            _print_predictions(plan, steps, clocks)
+            measured = [step_timeline(reports, clocks) for reports in steps]
+            print(rehearsal_markdown(plan, measured, clocks))
         board.wait_for_all()  # nobody closes while another still receives
     board.leave()
 
@@ -183,16 +183,6 @@ def _print_step(
         measured = step_timeline(reports, clocks)
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
     return reports
-
-
-def _print_predictions(
-    plan: Plan, steps: Sequence[Sequence[StepReport]], clocks: Mapping[int, HostClock]
-) -> None:
-    measured = [step_timeline(reports, clocks) for reports in steps]
-    clusters = [each.cluster for each in plan.problem.ranks]
-    print(predictions_markdown(predictions(plan.timeline, measured, clusters=clusters)))
-    if clocks:
-        print(f"\n{clocks_markdown(clocks)}")
 
 
 if __name__ == "__main__":
