@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float64]
 
 ASYMMETRY = (
-    "An asymmetry of the two ways cannot be told from an offset: the error holds for any, and half "
-    "of the fastest round trip of it is for that alone."
+    "An asymmetry of the two ways cannot be told from an offset: the error allows for any, which "
+    "alone is half of the round trip."
 )
 # Kernels discipline clocks by at most this much; one that runs further off is broken.
 _MAX_DRIFT_PPM = 500.0

@@ -12,7 +12,11 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
-from crosspipe_ray.run_profile import RunProfile
+from crosspipe_ray.run_profile import NEXT_PROFILE_NAME, RunProfile
+
+_NEXT_PROFILE = (
+    f" `{NEXT_PROFILE_NAME}` has what the run measured: `crosspipe train --profile` plans by it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
 ## Planned against measured
 
 The plan was made from a profile before the run; medians over the steps. A message takes from
-ready to arrived.
+ready to arrived.{_NEXT_PROFILE if summary.profile else ""}
 
 {predictions_markdown(summary.predictions)}
 
