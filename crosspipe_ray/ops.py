@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from crosspipe_ray.errors import ScheduleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    IntT = TypeVar("IntT", int, NDArray[np.int64])
 
 
 class Kind(IntEnum):
@@ -34,6 +40,10 @@ class Kind(IntEnum):
     """Data-parallel reduction of a stage's gradients, after its last W."""
 
 
+# Of an op's code, an integer of 64 bits.
+KIND_BITS, MICROBATCH_BITS = 4, 32
+MICROBATCH_MASK = (1 << MICROBATCH_BITS) - 1
+MAX_STAGES, MAX_MICROBATCHES = 1 << 27, 1 << MICROBATCH_BITS
 COMPUTE_KINDS = (Kind.F, Kind.I, Kind.W, Kind.B)
 
 
@@ -52,6 +62,27 @@ class Op(NamedTuple):
         return f"{self.stage}{self.kind.name}{'' if self.microbatch is None else self.microbatch}"
 
 
+def op_row(stage: IntT, kind: IntT) -> IntT:
+    """One integer for a stage and kind: index of the tables that the clock reads."""
+    return (stage << KIND_BITS) + kind
+
+
+def op_code(stage: IntT, kind: IntT, microbatch: IntT | None) -> IntT:
+    """One integer for an op, or an array of them; codes sort as the ops do.
+
+    >>> hex(op_code(2, Kind.W, 7)), split_code(op_code(2, Kind.W, 7))
+    ('0x2200000007', (2, 2, 7))
+    """
+    row = op_row(stage, kind) << MICROBATCH_BITS
+    return row if microbatch is None else row + microbatch
+
+
+def split_code(code: IntT) -> tuple[IntT, IntT, IntT]:
+    """Stage, kind and microbatch (0 for ops of a whole stage) of codes."""
+    row = code >> MICROBATCH_BITS
+    return row >> KIND_BITS, row & (1 << KIND_BITS) - 1, code & MICROBATCH_MASK
+
+
 _PATTERN = re.compile(r"(\d+)(UNSHARD|REDUCE_GRAD|(?:SEND|RECV)_[FB]|[FIWB])(\d*)")
 _WHOLE_STAGE = (Kind.UNSHARD, Kind.REDUCE_GRAD)
 
@@ -66,6 +97,8 @@ def parse_op(text: str) -> Op:
     if match is None:
         raise ScheduleError(f"'{text}' is no op; one looks like 2F0, 1I3, 1W3, 0B2 or 0SEND_F1")
     stage, kind, microbatch = int(match[1]), Kind[match[2]], match[3]
+    if stage >= MAX_STAGES or int(microbatch or 0) >= MAX_MICROBATCHES:
+        raise ScheduleError(f"'{text}' is no op: there are not so many stages or microbatches")
     if (microbatch == "") != (kind in _WHOLE_STAGE):
         raise ScheduleError(
             f"'{text}' is no op: {kind.name} takes {'no' if microbatch else 'a'} microbatch"

@@ -64,7 +64,7 @@ def prepare(
 
 
 def rehearse(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN")],
     steps: Annotated[int, typer.Option(min=1, help="How often the plan is run.")] = 3,
     transport: Annotated[
         TransportName | None, typer.Option(help="For all links; default: what the plan names.")
@@ -133,7 +133,7 @@ def train(
     address: Address = None,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="PLAN.json", help="Train by it; default: profile and plan."),
+        typer.Option(metavar="PLAN", help="Train by it; default: profile and plan."),
     ] = None,
     profile: Annotated[
         Path | None,

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from crosspipe_ray.columns import Ints, Ops
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
-from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.ops import Kind, Op, op_code
 from crosspipe_ray.planners.kernel import NEVER, Net, State
 from crosspipe_ray.planners.relaxation import split_durations
 from crosspipe_ray.problem import Problem
@@ -25,7 +28,7 @@ class Order:
     """
 
     schedule: Schedule
-    sends: tuple[Op, ...] | None = None
+    sends: Sequence[Op] | None = None
 
 
 def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
@@ -115,41 +118,40 @@ def fresh_state(net: Net, num_microbatches: int) -> State:
 
 
 def order_of(problem: Problem, net: Net, state: State) -> Order:
-    """What a run of the kernel left behind."""
-    num_microbatches = problem.num_microbatches
-    kinds = [
-        (stage, Kind.B if kind is Kind.I and problem.is_fused(stage) else kind)
-        for stage in range(len(problem.stages))
-        for kind in (Kind.F, Kind.I, Kind.W)
+    """What a run of the kernel left behind, in lists or arrays."""
+    order = np.asarray(state.order, dtype=np.int64)
+    begins = [problem.num_microbatches * first for first in net.first[:-1]]
+    ops = [
+        order[begin : begin + length] for begin, length in zip(begins, state.length, strict=True)
     ]
-    ranks = []
-    for rank in range(len(problem.ranks)):
-        begin = num_microbatches * net.first[rank]
-        ops = state.order[begin : begin + state.length[rank]]
-        ranks.append([Op(*kinds[op // num_microbatches], op % num_microbatches) for op in ops])
-    return Order(Schedule.of(ranks), _sends(net, state, num_microbatches))
+    schedule = Schedule.of_codes(op_codes(problem, np.concatenate(ops)), state.length)
+    return Order(schedule, _sends(net, state, problem.num_microbatches))
 
 
-def _sends(net: Net, state: State, num_microbatches: int) -> tuple[Op, ...] | None:
+def op_codes(problem: Problem, ops: Ints) -> Ints:
+    """Codes of ops that the kernel numbers by row and microbatch; a fused stage's I is a B."""
+    rows, microbatches = np.divmod(ops, problem.num_microbatches)
+    stages, kinds = np.divmod(rows, 3)
+    is_fused = np.array([problem.is_fused(stage) for stage in range(len(problem.stages))])
+    kinds[is_fused[stages] & (kinds == Kind.I)] = Kind.B
+    return op_code(stages, kinds, microbatches)
+
+
+def send_codes(num_microbatches: int, ops: Ints) -> Ints:
+    """Codes of the SEND ops of the kernel's ops."""
+    rows, microbatches = np.divmod(ops, num_microbatches)
+    stages, kinds = np.divmod(rows, 3)
+    return op_code(stages, np.where(kinds == Kind.F, Kind.SEND_F, Kind.SEND_B), microbatches)
+
+
+def _sends(net: Net, state: State, num_microbatches: int) -> Ops | None:
     """All timed messages; None where no channel is shared."""
-    shared = state.sends[: state.num_sends[0]]
-    if not shared:
+    shared = np.asarray(state.sends[: state.num_sends[0]], dtype=np.int64)
+    if not len(shared):
         return None
-    alone = [
-        row * num_microbatches + m
-        for row in range(len(net.duration))
-        if net.own[row] >= 0
-        for m in range(num_microbatches)
-    ]
-    send_kinds = (Kind.SEND_F, Kind.SEND_B)
-    return tuple(
-        Op(
-            op // num_microbatches // 3,
-            send_kinds[op // num_microbatches % 3],
-            op % num_microbatches,
-        )
-        for op in (*shared, *alone)
-    )
+    alone = np.flatnonzero(np.asarray(net.own) >= 0)
+    ops = np.add.outer(alone * num_microbatches, np.arange(num_microbatches)).ravel()
+    return Ops(send_codes(num_microbatches, np.concatenate([shared, ops])))
 
 
 def _channel_fields(
