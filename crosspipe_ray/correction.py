@@ -5,11 +5,12 @@ The spans are those of a run that is over; no plan is corrected by the run that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import median
 
-from crosspipe_ray.ops import Kind, receive_for, receive_of
+from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
 from crosspipe_ray.problem import Layer, Problem, Stage
 from crosspipe_ray.timeline import Timeline
 
@@ -23,12 +24,15 @@ _FIELDS = {
 
 
 def op_times_us(timelines: Sequence[Timeline]) -> OpTimes:
-    """What every op of each stage and kind took, in microseconds."""
+    """What every op of each stage and kind took, in microseconds; in parts, all of them."""
     times_us: OpTimes = {}
     for timeline in timelines:
+        took_ns: Counter[Op] = Counter()
         for spans in timeline.ranks:
             for op, start_ns, end_ns in spans:
-                times_us.setdefault((op.stage, op.kind), []).append((end_ns - start_ns) / 1000)
+                took_ns[op] += end_ns - start_ns
+        for op, op_ns in took_ns.items():
+            times_us.setdefault((op.stage, op.kind), []).append(op_ns / 1000)
     return times_us
 
 
