@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from statistics import median
 from typing import Literal
 
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import Config
-from crosspipe_ray.engine.measure import CodecRates, LayerCosts
+from crosspipe_ray.engine.codec_rates import CodecRates
+from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.problem import Codec, Link, Problem
 
 _ELEMENT_BYTES: dict[str, Literal[2, 4]] = {"float32": 4, "bfloat16": 2}
@@ -25,19 +26,34 @@ def codecs_of(config: Config) -> dict[tuple[str, str], CodecKind]:
     }
 
 
-def with_codecs(
-    problem: Problem, config: Config, profiles: Sequence[Sequence[LayerCosts]]
-) -> Problem:
-    """The problem with the configured codecs on its links, as fast as the ranks measured them."""
-    kinds = codecs_of(config)
-    if not kinds:
-        return problem
-    measured = list(chain.from_iterable(costs.codecs for costs in chain.from_iterable(profiles)))
+def with_codecs(problem: Problem, config: Config, rates: Iterable[CodecRates]) -> Problem:
+    """The problem with the configured codecs on its links, and no others.
+
+    Args:
+        problem: with links.
+        config: names the codecs.
+        rates: of the codecs on all ranks; the medians count. None of one: it counts no time.
+    """
+    kinds, measured = codecs_of(config), list(rates)
     links = []
     for link in problem.links:
         kind = kinds.get(_clusters(problem, link))
         links.append(link.model_copy(update={"codec": kind and _codec(kind, config, measured)}))
     return problem.with_links(links)
+
+
+def measured_rates(profiles: Iterable[Iterable[LayerCosts]]) -> Iterator[CodecRates]:
+    """All that the ranks have measured."""
+    for costs in chain.from_iterable(profiles):
+        yield from costs.codecs
+
+
+def planned_rates(problem: Problem) -> Iterator[CodecRates]:
+    """What the links of an earlier problem say, so that another one can start from it."""
+    for link in problem.links:
+        codec = link.codec
+        if codec and codec.encode_bytes_per_s and codec.decode_bytes_per_s:
+            yield CodecRates(codec.kind, codec.encode_bytes_per_s, codec.decode_bytes_per_s)
 
 
 def planned_codecs(problem: Problem) -> dict[tuple[str, str], CodecKind]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -25,24 +24,18 @@ def profile_run(config: Config, *, device: torch.device) -> list[LayerCosts]:
     """Measures the layers of a run on this rank, over and over for a few seconds.
 
     All ranks do so at once and none stops early, so where they share cores, each one measures what
-    is left to it; the round in the middle counts.
+    is left to it.
     """
     torch.set_num_threads(config.training.num_threads)
-    deadline = time.monotonic() + _PROFILE_S
-    rounds: list[list[LayerCosts]] = []
-    while not rounds or time.monotonic() < deadline:
-        rounds.append(
-            profile_layers(
-                config.model,
-                microbatch_size=config.training.microbatch_size,
-                sequence_length=config.data.sequence_length,
-                dtype=getattr(torch, config.training.dtype),
-                device=device,
-                num_microbatches=4,
-                codecs=sorted(set(codecs_of(config).values())),
-            )
-        )
-    return [sorted(kind, key=_total_us)[len(rounds) // 2] for kind in zip(*rounds, strict=True)]
+    return profile_layers(
+        config.model,
+        microbatch_size=config.training.microbatch_size,
+        sequence_length=config.data.sequence_length,
+        dtype=getattr(torch, config.training.dtype),
+        device=device,
+        least_s=_PROFILE_S,
+        codecs=sorted(set(codecs_of(config).values())),
+    )
 
 
 def assignments(config: Config, plan: Plan) -> tuple[Assignment, ...]:
@@ -66,7 +59,3 @@ def _evaluation_programs(config: Config, problem: Problem) -> Sequence[Program |
         return [None] * len(problem.ranks)
     shorter = problem.model_copy(update={"num_microbatches": num_microbatches})
     return lower(shorter, simulate(shorter, forward_only(shorter)))
-
-
-def _total_us(costs: LayerCosts) -> float:
-    return costs.forward_us + costs.backward_input_us + costs.backward_weight_us

@@ -44,7 +44,6 @@ _COSTS = LayerCosts(
     output_bytes=4096,
     weight_bytes=0,
     optimizer_bytes=0,
-    dispersion=0.0,
 )
 
 

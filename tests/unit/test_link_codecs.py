@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.codec_rates import CodecRates
 from crosspipe_ray.engine.link_codecs import codecs_of, planned_codecs, with_codecs
-from crosspipe_ray.engine.measure import CodecRates, LayerCosts
-from crosspipe_ray.engine.planning import problem_of
+from crosspipe_ray.engine.measure import LayerCosts
+from crosspipe_ray.engine.planning import problem_again, problem_of, profile_of
 from crosspipe_ray.problem import Codec, Link
 from tests.unit.test_config import config_data
 
-COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0, 0.0)
+COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0)
 
 
 def config(*, dtype: str = "float32", **link: Any) -> Config:
@@ -62,5 +63,17 @@ def test_measured_links_between_ranks_get_the_codec_of_their_regions() -> None:
     run = config(codec="int8")
     plain = problem_of(config(), profiles(1e9) * 3)
     problem = plain.with_links([Link(src=0, dst=1), Link(src=1, dst=2), Link(src=2, dst=0)])
-    links = with_codecs(problem, run, profiles(1e9) * 3).links
+    links = with_codecs(problem, run, [CodecRates("int8", 1e9, 2e9)]).links
     assert [link.codec and link.codec.kind for link in links] == [None, "int8", "int8"]
+
+
+def test_a_run_that_starts_from_another_ones_profile_has_its_own_codecs_at_those_rates() -> None:
+    earlier = profile_of(config(codec="int8"), profiles(1e9, 3e9, 2e9), None)
+    again = problem_again(config(codec="int8"), earlier)
+    assert again.links == earlier.problem.links
+    assert again.links[0].codec == Codec(
+        kind="int8", encode_bytes_per_s=2e9, decode_bytes_per_s=4e9
+    )
+    [other, _] = problem_again(config(codec="bf16"), earlier).links
+    assert other.codec == Codec(kind="bf16")  # at a rate that nobody has measured
+    assert planned_codecs(problem_again(config(), earlier)) == {}
