@@ -8,6 +8,7 @@ once they stand.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -87,20 +88,14 @@ def connected(
         ConfigError: a pair's transport is not to be had here.
         RunError: a rank did not connect in time.
     """
-    builders: dict[TransportName, Callable[[], Transport]] = {
-        "collective": lambda: _collective(wiring, rank, store, device),
-        "streams": lambda: _streams(wiring, rank, store, device),
-        "object_store": object_store or _no_ray,
-    }
-    parts: dict[TransportName, Transport] = {}
-    try:
-        for name in builders:
-            if name in wiring.transports:
-                parts[name] = builders[name]()
-    except BaseException:
-        for part in parts.values():
-            part.close()
-        raise
+    with ExitStack() as undo:
+        builders: dict[TransportName, Callable[[], Transport]] = {
+            "collective": lambda: _collective(wiring, rank, store, device, undo),
+            "streams": lambda: _streams(wiring, rank, store, device, undo),
+            "object_store": object_store or _no_ray,
+        }
+        parts = {name: build() for name, build in builders.items() if name in wiring.transports}
+        undo.pop_all()
     return emulated(_joined(wiring, rank, parts), wiring.emulation)
 
 
@@ -113,7 +108,9 @@ def _joined(wiring: Wiring, rank: int, parts: dict[TransportName, Transport]) ->
     return MixedTransport(lanes, rank=rank, num_ranks=wiring.num_ranks)
 
 
-def _collective(wiring: Wiring, rank: int, store: TCPStore, device: torch.device) -> Transport:
+def _collective(
+    wiring: Wiring, rank: int, store: TCPStore, device: torch.device, undo: ExitStack
+) -> Transport:
     pairs = set(wiring.pairs("collective"))
     transport = CollectiveTransport(
         store,
@@ -125,16 +122,20 @@ def _collective(wiring: Wiring, rank: int, store: TCPStore, device: torch.device
         name=wiring.name,
         members=reached_from(rank, pairs),
     )
+    undo.callback(transport.close)
     transport.warm(timeout_s=wiring.timeout_s)
     return transport
 
 
-def _streams(wiring: Wiring, rank: int, store: TCPStore, device: torch.device) -> Transport:
+def _streams(
+    wiring: Wiring, rank: int, store: TCPStore, device: torch.device, undo: ExitStack
+) -> Transport:
     if wiring.secrets is None:
         raise ConfigError("streams: the run has no credentials")
     pairs = set(wiring.pairs("streams"))
     with wiring.secrets.unpacked() as credentials:
         door = _door(wiring, rank, address_towards(store.host))
+        undo.callback(door.close)
         transport = StreamsTransport(
             door,
             rank=rank,
@@ -151,6 +152,7 @@ def _streams(wiring: Wiring, rank: int, store: TCPStore, device: torch.device) -
             others=pairs,
             timeout_s=wiring.timeout_s,
         )
+    undo.callback(transport.close)
     transport.warm(timeout_s=wiring.timeout_s)
     return StagedTransport(transport) if device.type == "cuda" else transport
 

@@ -195,8 +195,14 @@ def exchange_addresses(store: Store, door: Door, *, rank: int, num_ranks: int) -
         door: of this rank.
         rank: of this end.
         num_ranks: of the whole run.
+
+    Raises:
+        RunError: a rank did not come within the store's timeout.
     """
     host, port = door.address
-    store.set(f"door {rank}", f"{host} {port}")
-    texts = [store.get(f"door {peer}").decode().split(" ") for peer in range(num_ranks)]
+    try:
+        store.set(f"door {rank}", f"{host} {port}")
+        texts = [store.get(f"door {peer}").decode().split(" ") for peer in range(num_ranks)]
+    except RuntimeError as error:
+        raise RunError(f"streams: a rank's address is missing: {error}") from None
     return [(host, int(port)) for host, port in texts]
