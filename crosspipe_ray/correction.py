@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import median
 
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
+from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, receive_for, receive_of
 from crosspipe_ray.problem import Layer, Problem, Stage
 from crosspipe_ray.timeline import Timeline
 
@@ -48,10 +48,11 @@ def relative_deviation(values: Sequence[float]) -> float:
 
 
 def corrected_stages(problem: Problem, timelines: Sequence[Timeline]) -> Problem:
-    """The problem with the median times of its ops, less what codecs were planned to take of them.
+    """The problem with the median times of its ops.
 
     What passes between two ops that wait for nothing counts with the second one. It is the least
-    that a rank's `op_overhead_us` comes to; the rest of an op's time is the stage's.
+    that a rank's `op_overhead_us` comes to; whatever else an op takes beyond its planned duration
+    is the stage's.
 
     Args:
         problem: with stages; the plan of the run was made for it.
@@ -62,22 +63,18 @@ def corrected_stages(problem: Problem, timelines: Sequence[Timeline]) -> Problem
         rank.model_copy(update={"op_overhead_us": max(rank.op_overhead_us, least_us)})
         for rank, least_us in zip(problem.ranks, between_us, strict=True)
     )
-    costs = stage_costs(problem)
-    medians_us = {
-        (stage, kind): median(times)
-        + between_us[problem.stages[stage].rank]
-        - costs[stage].codec_ns[kind] / 1000
-        for (stage, kind), times in op_times_us(timelines).items()
-    }
-    stages = tuple(
-        _corrected_stage(
-            stage,
-            {kind: us for (of, kind), us in medians_us.items() if of == index},
-            overhead_us=ranks[stage.rank].op_overhead_us,
-        )
-        for index, stage in enumerate(problem.stages)
-    )
-    return problem.model_copy(update={"ranks": ranks, "stages": stages})
+    times_us, costs = op_times_us(timelines), stage_costs(problem)
+    stages = []
+    for index, stage in enumerate(problem.stages):
+        before, after = problem.ranks[stage.rank], ranks[stage.rank]
+        besides_us = between_us[stage.rank] + before.op_overhead_us - after.op_overhead_us
+        more_us = {
+            kind: median(times_us[index, kind]) - duration_ns / 1000 + besides_us
+            for kind, duration_ns in zip(COMPUTE_KINDS, costs[index].duration_ns, strict=True)
+            if (index, kind) in times_us
+        }
+        stages.append(_corrected_stage(stage, more_us))
+    return problem.model_copy(update={"ranks": ranks, "stages": tuple(stages)})
 
 
 def corrected_layers(
@@ -103,13 +100,17 @@ def corrected_layers(
     return tuple(result)
 
 
-def _corrected_stage(stage: Stage, times_us: dict[Kind, float], *, overhead_us: float) -> Stage:
-    own_us = {kind: max(0.0, time - overhead_us) for kind, time in times_us.items()}
-    if Kind.B in own_us:  # shared out as it was planned
+def _corrected_stage(stage: Stage, more_us: dict[Kind, float]) -> Stage:
+    """The stage with longer or shorter ops; that of B is shared out as its parts were planned."""
+    if Kind.B in more_us:
         both_us = stage.backward_input_us + stage.backward_weight_us
         part = stage.backward_input_us / both_us if both_us else 0.5
-        own_us[Kind.I], own_us[Kind.W] = own_us[Kind.B] * part, own_us[Kind.B] * (1 - part)
-    update = {field: own_us[kind] for kind, field in _FIELDS.items() if kind in own_us}
+        more_us = more_us | {Kind.I: more_us[Kind.B] * part, Kind.W: more_us[Kind.B] * (1 - part)}
+    update = {
+        field: max(0.0, getattr(stage, field) + more_us[kind])
+        for kind, field in _FIELDS.items()
+        if kind in more_us
+    }
     return stage.model_copy(update=update)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,8 +61,8 @@ class StageCosts:
     """One stage, per microbatch.
 
     Attributes:
-        duration_ns: indexed by Kind F, I, W, B; the rank's op overhead and ``codec_ns`` included.
-        codec_ns: by Kind likewise, to decode the message that an op takes and encode what it makes.
+        duration_ns: indexed by Kind F, I, W, B; the rank's op overhead and the time of codecs are
+            included.
         activation_bytes: held from the start of F.
         freed_by_input_bytes: given back when I ends.
         output: what F sends to the next stage; None for the last stage.
@@ -73,7 +72,6 @@ class StageCosts:
 
     rank: int
     duration_ns: tuple[int, int, int, int]
-    codec_ns: tuple[int, int, int, int]
     activation_bytes: int
     freed_by_input_bytes: int
     output: Transfer | None
@@ -103,17 +101,16 @@ def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
     routes = topology_of(problem, sorted(neighbours)).routes
     outputs = [_transfer(problem, routes, Kind.SEND_F, s, s + 1) for s in range(len(ranks))]
     gradients = [_transfer(problem, routes, Kind.SEND_B, s, s - 1) for s in range(len(ranks))]
-    forward_ns = _codecs_ns([None, *outputs], outputs)
-    backward_ns = _codecs_ns([*gradients[1:], None], gradients)
-    codecs_ns = [
-        (forward, backward, 0, backward)
-        for forward, backward in zip(forward_ns, backward_ns, strict=True)
-    ]
+    arriving_outputs, arriving_gradients = [None, *outputs], [*gradients[1:], None]
     return tuple(
         StageCosts(
             rank=stage.rank,
-            duration_ns=_durations(problem, index, codecs_ns[index]),
-            codec_ns=codecs_ns[index],
+            duration_ns=_durations(
+                problem,
+                index,
+                forward_codec_ns=_codecs_ns(arriving_outputs[index], outputs[index]),
+                backward_codec_ns=_codecs_ns(arriving_gradients[index], gradients[index]),
+            ),
             activation_bytes=stage.activation_bytes,
             freed_by_input_bytes=stage.freed_by_backward_input_bytes,
             output=outputs[index],
@@ -164,7 +161,7 @@ def send_op(op: Op, transfer: Transfer) -> Op:
 
 
 def _durations(
-    problem: Problem, index: int, codec_ns: tuple[int, int, int, int]
+    problem: Problem, index: int, *, forward_codec_ns: int, backward_codec_ns: int
 ) -> tuple[int, int, int, int]:
     stage = problem.stages[index]
     overhead = problem.ranks[stage.rank].op_overhead_us
@@ -174,19 +171,16 @@ def _durations(
         for time in (stage.forward_us, stage.backward_input_us, stage.backward_weight_us, both)
     )
     return (
-        forward + codec_ns[Kind.F],
-        backward_input + codec_ns[Kind.I],
-        backward_weight + codec_ns[Kind.W],
-        fused + codec_ns[Kind.B],
+        forward + forward_codec_ns,
+        backward_input + backward_codec_ns,
+        backward_weight,
+        fused + backward_codec_ns,
     )
 
 
-def _codecs_ns(taken: Sequence[Transfer | None], made: Sequence[Transfer | None]) -> list[int]:
-    """What ops spend on decoding the messages that they take and encoding those they make."""
-    return [
-        (before.decode_ns if before else 0) + (after.encode_ns if after else 0)
-        for before, after in zip(taken, made, strict=False)
-    ]
+def _codecs_ns(taken: Transfer | None, made: Transfer | None) -> int:
+    """What an op spends on decoding the message that it takes, and encoding the one it makes."""
+    return (taken.decode_ns if taken else 0) + (made.encode_ns if made else 0)
 
 
 def _transfer(
