@@ -23,7 +23,7 @@ Wishes = Callable[[str, str], Wish]
 Sizes = Mapping[tuple[int, int], Collection[int]]
 
 # Less than this is within the error of a measurement: not worth another transport or more streams.
-_LEAST_GAIN = 0.02
+_LEAST_GAIN = 0.05
 _SIMPLEST_FIRST = ("collective", "object_store", "streams")
 
 
