@@ -97,9 +97,12 @@ def overhead_watches(*, dtype: torch.dtype, device: torch.device | str) -> list[
 def op_overhead_us(watches: Sequence[Stopwatch]) -> float:
     """The fixed cost of an op: what is left when the line through those stages comes to no layer.
 
+    The fastest microbatch of each counts: on a busy host the others have waited for a core, which
+    takes longer than what is measured here.
+
     Source: the ``a + b x size`` of HeteroPipe's cost model; here the size is a number of layers.
     """
-    totals = [sum(watch.medians) for watch in watches]
+    totals = [min(map(sum, watch.times)) for watch in watches]
     return fit_line(_NUM_LAYERS, totals).intercept / _NUM_KINDS
 
 

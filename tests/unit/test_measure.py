@@ -80,7 +80,7 @@ def test_layers_of_a_decoder() -> None:
         assert costs.backward_input_us > 0
         assert min(costs.dispersion) >= 0
         assert costs.op_overhead_us == block.op_overhead_us
-    assert 0 < block.op_overhead_us < (block.forward_us + block.backward_input_us)
+    assert 0 <= block.op_overhead_us < block.forward_us + block.backward_input_us
 
 
 def test_codecs_are_measured_where_they_are_asked_for() -> None:

@@ -58,7 +58,8 @@ def test_medians_and_dispersion_do_not_see_a_stall() -> None:
 def test_the_fixed_cost_is_what_no_layer_adds_to() -> None:
     watches = [watch_of(nn.Identity()) for _ in range(4)]
     for watch, num_layers in zip(watches, (1, 2, 4, 8), strict=True):
-        watch.times = [OpTimes(30.0 + num_layers, 50.0 + 3 * num_layers, 10.0 + num_layers)] * 3
+        quick = OpTimes(30.0 + num_layers, 50.0 + 3 * num_layers, 10.0 + num_layers)
+        watch.times = [OpTimes(3000.0, *quick[1:]), quick, OpTimes(*quick[:2], 900.0)]
     assert op_overhead_us(watches) == pytest.approx((30 + 50 + 10) / 3)
 
 
