@@ -42,6 +42,7 @@ class StageCosts:
 
     Attributes:
         duration_ns: indexed by Kind F, I, W, B; the rank's op overhead is included.
+        overhead_ns: of each op, or of each part of one.
         activation_bytes: held from the start of F.
         freed_by_input_bytes: given back when I ends.
         output: what F sends to the next stage; None for the last stage.
@@ -51,6 +52,7 @@ class StageCosts:
 
     rank: int
     duration_ns: tuple[int, int, int, int]
+    overhead_ns: int
     activation_bytes: int
     freed_by_input_bytes: int
     output: Transfer | None
@@ -82,6 +84,7 @@ def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
         StageCosts(
             rank=stage.rank,
             duration_ns=_durations(problem, index),
+            overhead_ns=_ns(problem.ranks[stage.rank].op_overhead_us),
             activation_bytes=stage.activation_bytes,
             freed_by_input_bytes=stage.freed_by_backward_input_bytes,
             output=_transfer(problem, routes, Kind.SEND_F, index, index + 1),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosspipe_ray.columns import Columns, Ints, Ops, PerRank
+from crosspipe_ray.columns import Columns, Ints, Ops, Parts, PerRank
 from crosspipe_ray.ops import Op
 
 
@@ -123,6 +123,7 @@ class Timeline:
         peak_memory_bytes: most activation bytes held at once, per rank (empty: not known).
         peak_message_bytes: most bytes of received inputs waiting to be used, per rank (empty: not
             known).
+        parts: what parts of their ops the spans are; None: they are whole.
     """
 
     ranks: Sequence[Sequence[Span]]
@@ -131,6 +132,7 @@ class Timeline:
     makespan_ns: int = 0
     peak_memory_bytes: tuple[int, ...] = ()
     peak_message_bytes: tuple[int, ...] = ()
+    parts: PerRank[Parts] | None = None
 
     @property
     def busy_ns(self) -> tuple[int, ...]:
