@@ -69,16 +69,16 @@ def write_table(
         "column_encoding": dict.fromkeys(_DELTAS, "DELTA_BINARY_PACKED"),
     }
     with new_file(path) as part, pq.ParquetWriter(part, schema, **options) as writer:
-        for which, block in ranks.blocks(_ROWS_PER_GROUP):
-            codes, start_ns, end_ns = block.flat.columns
-            columns = {"rank": np.repeat(which, np.diff(block.first))}
+        for which, group in ranks.blocks(_ROWS_PER_GROUP):
+            codes, start_ns, end_ns = group.flat.columns
+            columns = {"rank": np.repeat(which, np.diff(group.first))}
             if parts is not None:
                 rows = slice(parts.first[which.start], parts.first[which.stop])
                 columns |= dict(zip(_OF_PARTS, parts.flat[rows].columns, strict=True))
             writer.write_table(_group(schema, codes, start_ns, end_ns, columns))
         for begin in range(0, len(sends), _ROWS_PER_GROUP):
-            rows = sends[begin : begin + _ROWS_PER_GROUP].columns
-            codes, src, dst, start_ns, end_ns, arrive_ns = rows
+            block = sends[begin : begin + _ROWS_PER_GROUP]
+            codes, src, dst, start_ns, end_ns, arrive_ns = block.columns
             columns = {"rank": src, "dst": dst, "arrive_ns": arrive_ns}
             writer.write_table(_group(schema, codes, start_ns, end_ns, columns))
 
