@@ -174,12 +174,15 @@ class _Place:
             self._bounds = bounds_of(self._problem)
             self.lower_bound_ns = self._bounds.makespan_ns
         found = method.search(self._problem, self._bounds, budget, self.order)
-        self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
+        if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
+            self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
         made = _plan_of(
             self._problem, found, method.name, budget.seed, self.lower_bound_ns, started
         )
         if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
-            self.best, self.order = made, found.order
+            self.best = made
+            if made.schedule.parts is None:  # other methods start from whole ops
+                self.order = found.order
         elif made.lower_bound_ns > self.best.lower_bound_ns:
             self.best = self.best.with_bound(made.lower_bound_ns)
         return made
