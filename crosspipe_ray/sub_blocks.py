@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from crosspipe_ray.columns import Ints, Parts
-from crosspipe_ray.ops import MICROBATCH_BITS, MICROBATCH_MASK
+from crosspipe_ray.ops import MICROBATCH_BITS, MICROBATCH_MASK, Part
+
+
+def share_of(total: int, part: Part) -> int:
+    """What a part has of an op's time or bytes.
+
+    >>> [share_of(10, Part(part, part + 1, 4)) for part in range(4)]
+    [2, 3, 2, 3]
+    """
+    return total * part.end // part.num_parts - total * part.first // part.num_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from crosspipe_ray.planners.kernel import NEVER, Net
 from crosspipe_ray.planners.network import Order, net_of, op_codes
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
+from crosspipe_ray.sub_blocks import share_of
 
 _F, _I, _W = range(3)
 
@@ -150,7 +151,7 @@ class _Pass:
     def _share(self, total: int, row: int) -> int:
         """What the next part of a row has of what its op has."""
         part = self._done[row] % self._num_parts
-        return total * (part + 1) // self._num_parts - total * part // self._num_parts
+        return share_of(total, Part(part, part + 1, self._num_parts))
 
     def _add_entry(self, rank: int, op: int, part: int) -> bool:
         """Notes a part; False: it goes on with the entry before."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan, Status
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate, candidates
@@ -304,7 +304,7 @@ def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
                 f"message_memory_limit_bytes {limit}"
             )
     if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
-        lower(problem, timeline)  # posted receives take memory before they are there
+        check_messages_fit(problem, timeline)  # posted receives take memory before they are there
 
 
 def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
