@@ -152,8 +152,10 @@ def _match(lane: Lane, sent: deque[Op], posted: deque[Op], arrived: set[Op]) -> 
 
 
 def _check_only_weights_are_split(timeline: Timeline) -> None:
-    for rank, (spans, parts) in enumerate(zip(timeline.ranks, timeline.parts or (), strict=False)):
-        for span, part in zip(spans, parts, strict=True):
+    if timeline.parts is None:
+        return
+    for rank in range(len(timeline.ranks)):
+        for span, part in timeline.entries(rank):
             if part != WHOLE and span.op.kind is not Kind.W:
                 raise ScheduleError(
                     f"rank {rank}, op {span.op}: it is split, and the engine splits W only; plan "
@@ -215,18 +217,16 @@ def _program(
     ]
     before, peak = _receive_positions(problem, timeline, rank, receives, first)
     after = _send_positions(sends, last)
-    ops: list[Op] = []
-    parts: list[Part] = []
-    for position, span in enumerate(spans):
-        around = before[position], after[position]
-        ops += [*around[0], span.op, *around[1]]
-        if timeline.parts:
-            part = timeline.parts[rank][position]
-            parts += [*(WHOLE for _ in around[0]), part, *(WHOLE for _ in around[1])]
+    entries: list[tuple[Op, Part]] = []
+    for position, (span, part) in enumerate(timeline.entries(rank)):
+        entries += [(op, WHOLE) for op in before[position]]
+        entries.append((span.op, part))
+        entries += [(op, WHOLE) for op in after[position]]
+    parts = tuple(part for _, part in entries) if timeline.parts else ()
     peers = {transit.send: transit.lane[1] for transit in sends} | {
         t.receive: t.lane[0] for t in receives
     }
-    return Program(rank, tuple(ops), peers, peak, tuple(parts))
+    return Program(rank, tuple(op for op, _ in entries), peers, peak, parts)
 
 
 def _send_positions(sends: Sequence[_Transit], position_of: dict[Op, int]) -> dict[int, list[Op]]:

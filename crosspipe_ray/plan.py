@@ -328,12 +328,13 @@ def _message(entry: SendEntry) -> Message:
 
 
 def _ranks_json(timeline: Timeline) -> list[list[dict[str, object]]]:
-    ranks = [[_span_json(span) for span in spans] for spans in timeline.ranks]
-    for entries, parts in zip(ranks, timeline.parts or (), strict=False):
-        for entry, part in zip(entries, parts, strict=True):
-            if part != WHOLE:
-                entry["part"] = list(part)
-    return ranks
+    return [
+        [
+            _span_json(span) if part == WHOLE else {**_span_json(span), "part": list(part)}
+            for span, part in timeline.entries(rank)
+        ]
+        for rank in range(len(timeline.ranks))
+    ]
 
 
 def _span_json(span: Span) -> dict[str, object]:
