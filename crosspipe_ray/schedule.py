@@ -61,10 +61,10 @@ class Schedule:
         Args:
             codes: of the ops of all ranks, rank after rank (`ops.op_code`).
             lengths: ops of each rank.
-            parts: one per code; default: whole ops.
+            parts: one per code; default: whole ops. All parts together are the whole op.
         """
-        is_whole = parts is None or bool(np.all(parts.columns[2] == 1))
-        return cls(PerRank.of_lengths(Ops(codes), lengths), None if is_whole else parts)
+        ranks = PerRank.of_lengths(Ops(codes), lengths)
+        return cls(ranks, None if parts is None else _without_trivial(parts))
 
     def grid(self, *, around: tuple[int, int] | None = None, width: int = 12) -> str:
         """The ops as text, one line per rank.
@@ -153,6 +153,14 @@ def to_csv(schedule: Schedule) -> str:
     if schedule.parts is not None:
         raise ScheduleError("ops are split in parts, which torch's CSV has no word for")
     return "".join(",".join(map(str, ops)) + "\n" for ops in schedule.ranks)
+
+
+def _without_trivial(parts: Parts) -> Parts | None:
+    first, end, num_parts = parts.columns
+    is_whole = (first == 0) & (end == num_parts) & (num_parts > 0)
+    if is_whole.all():
+        return None
+    return Parts(first, np.where(is_whole, 1, end), np.where(is_whole, 1, num_parts))
 
 
 def _parse_cell(path: Path, row: int, column: int, cell: str) -> Op:
