@@ -63,6 +63,7 @@ class StageCosts:
     Attributes:
         duration_ns: indexed by Kind F, I, W, B; the rank's op overhead and the time of codecs are
             included.
+        overhead_ns: of each op, or of each part of one.
         activation_bytes: held from the start of F.
         freed_by_input_bytes: given back when I ends.
         output: what F sends to the next stage; None for the last stage.
@@ -72,6 +73,7 @@ class StageCosts:
 
     rank: int
     duration_ns: tuple[int, int, int, int]
+    overhead_ns: int
     activation_bytes: int
     freed_by_input_bytes: int
     output: Transfer | None
@@ -111,6 +113,7 @@ def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
                 forward_codec_ns=_codecs_ns(arriving_outputs[index], outputs[index]),
                 backward_codec_ns=_codecs_ns(arriving_gradients[index], gradients[index]),
             ),
+            overhead_ns=_ns(problem.ranks[stage.rank].op_overhead_us),
             activation_bytes=stage.activation_bytes,
             freed_by_input_bytes=stage.freed_by_backward_input_bytes,
             output=outputs[index],

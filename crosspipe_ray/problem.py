@@ -180,7 +180,9 @@ class Problem(Record):
     num_stages_per_rank: int | None = Field(
         None, gt=0, description="with layers: the placement's; default: searched"
     )
-    max_sub_blocks: Literal[1] = Field(1, description="ops are not split in this version")
+    max_sub_blocks: int = Field(
+        1, ge=1, description="ops may be split in as many parts; crosspipe-greedy does it"
+    )
 
     @model_validator(mode="after")
     def _stages_or_layers(self) -> Problem:

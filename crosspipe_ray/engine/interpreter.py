@@ -103,8 +103,10 @@ class Interpreter:
         )
 
     def _backward_weight(self, instruction: Instruction) -> None:
-        op = instruction.op
-        self._compute(op, None, self._stages[op.stage].backward_weight)
+        assert isinstance(instruction, BackwardWeight)
+        op, part = instruction.op, instruction.part
+        stage = self._stages[op.stage]
+        self._compute(op, None, lambda microbatch: stage.backward_weight(microbatch, part))
 
     def _backward(self, instruction: Instruction) -> None:
         op = instruction.op
