@@ -51,10 +51,11 @@ def with_measured_links(
     links = []
     for candidates in candidates_of(profile, clusters, wishes):
         ends = candidates[0].src, candidates[0].dst
-        sent = sorted(chain.from_iterable(sizes[lane] for lane in _lanes(clusters, *ends)))
+        sent = sorted(chain.from_iterable(sizes.get(lane, ()) for lane in _lanes(clusters, *ends)))
         typical = median_low(sent) if sent else None
         links.append(fastest(candidates, sent).link(message_bytes=typical))
-    return problem.model_copy(update={"links": tuple(links)})
+    # Not a copy: that would keep the digest of the other links.
+    return Problem.model_validate(problem.model_dump() | {"links": links})
 
 
 def candidates_of(
