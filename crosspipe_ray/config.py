@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crosspipe_ray.carriers import MAX_STREAMS, TransportWish, Wish
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model
 
@@ -117,6 +118,9 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
+    codec: Literal["none", CodecKind] = Field(
+        "none", description="of what crosses the link; anything but none changes the numerics"
+    )
     transport: TransportWish | None = Field(None, description="default: the cluster's")
     num_streams: int | None = Field(
         None, ge=1, le=MAX_STREAMS, description="default: the cluster's"
@@ -209,6 +213,16 @@ class Config(Section):
     training: TrainingConfig
     cluster: ClusterConfig
     planner: PlannerConfig = PlannerConfig()
+
+    @model_validator(mode="after")
+    def _codecs_save_something(self) -> Config:
+        for index, link in enumerate(self.cluster.links):
+            if link.codec == "bf16" and self.training.dtype == "bfloat16":
+                raise ValueError(
+                    f"cluster.links.{index}.codec: bf16 saves nothing where training.dtype is "
+                    "bfloat16; use int8 or none"
+                )
+        return self
 
 
 def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:

@@ -35,7 +35,7 @@ def anything(src: str, dst: str) -> Wish:  # noqa: ARG001 - the same for all pai
 def with_measured_links(
     problem: Problem, profile: LinkProfile, wishes: Wishes = anything
 ) -> Problem:
-    """The problem with measured links in place of its own.
+    """The problem with measured links in place of its own, whose codecs they keep.
 
     Args:
         problem: with stages, or with layers that any two ranks may have to exchange.
@@ -47,15 +47,18 @@ def with_measured_links(
             the ranks that were measured are others.
     """
     clusters = [rank.cluster for rank in problem.ranks]
-    sizes = message_sizes(problem)
+    sizes, routes = message_sizes(problem), topology_of(problem).routes
     links = []
     for candidates in candidates_of(profile, clusters, wishes):
         ends = candidates[0].src, candidates[0].dst
-        sent = sorted(chain.from_iterable(sizes.get(lane, ()) for lane in _lanes(clusters, *ends)))
+        lanes = _lanes(clusters, *ends)
+        codec = next((routes[lane].link.codec for lane in lanes if lane in routes), None)
+        plain = chain.from_iterable(sizes.get(lane, ()) for lane in lanes)
+        sent = sorted(codec.encoded_bytes(size) if codec else size for size in plain)
         typical = median_low(sent) if sent else None
-        links.append(fastest(candidates, sent).link(message_bytes=typical))
-    # Not a copy: that would keep the digest of the other links.
-    return Problem.model_validate(problem.model_dump() | {"links": links})
+        link = fastest(candidates, sent).link(message_bytes=typical)
+        links.append(link.model_copy(update={"codec": codec}))
+    return problem.with_links(links)
 
 
 def candidates_of(
@@ -104,7 +107,7 @@ def fastest(candidates: Sequence[MeasuredLink], sizes: Collection[int]) -> Measu
 
 
 def message_sizes(problem: Problem) -> Sizes:
-    """Bytes of the messages of one microbatch over every directed pair of ranks.
+    """Bytes of the messages of one microbatch over every directed pair of ranks, before codecs.
 
     Activations go one way and gradients the other. Where only layers are given, any pair may come
     to carry what any layer passes on.
@@ -117,7 +120,7 @@ def message_sizes(problem: Problem) -> Sizes:
     for costs in stage_costs(problem):
         for transfer in (costs.output, costs.gradient):
             if transfer is not None and transfer.src != transfer.dst:
-                sizes[transfer.src, transfer.dst].append(transfer.num_bytes)
+                sizes[transfer.src, transfer.dst].append(transfer.plain_bytes)
     return sizes
 
 

@@ -22,6 +22,7 @@ from crosspipe_ray.actors.failures import explain
 from crosspipe_ray.actors.placement import reserve
 from crosspipe_ray.actors.stage import Host, Readiness, StageActor
 from crosspipe_ray.carriers import Carriers
+from crosspipe_ray.clock_estimate import HostClock, RoundTrip, clocks_of_ranks
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.links import Emulation
 from crosspipe_ray.engine.measure import LayerCosts
@@ -61,6 +62,7 @@ class StageGroup:
         self._actors = actors
         self._names = [f"rank {rank} ({region})" for rank, region in enumerate(regions)]
         self._timeout_s = timeout_s
+        self._round_trips: dict[int, list[RoundTrip]] = {}
 
     def profile(self, config: Config) -> list[list[LayerCosts]]:
         """Layer costs by rank, measured while all ranks are busy."""
@@ -147,6 +149,20 @@ class StageGroup:
     def hosts(self) -> list[Host]:
         """The machine of each rank."""
         return self._call(lambda actor: actor.host.remote())
+
+    def look_at_clocks(self) -> dict[int, HostClock]:
+        """The clocks of the ranks that do not share rank 0's, by what all looks so far have shown.
+
+        Once before the steps and once after them; ranks must be connected, and between two steps.
+        """
+        clock_ids = [host.clock_id for host in self.hosts()]
+        if len(set(clock_ids)) > 1:
+            found, *_ = self._call(
+                lambda actor: actor.exchange_clocks.remote(clock_ids, self._timeout_s)
+            )
+            for rank, round_trips in found.items():
+                self._round_trips.setdefault(rank, []).extend(round_trips)
+        return clocks_of_ranks(clock_ids, self._round_trips)
 
     def process_ids(self) -> list[int]:
         """Of each rank, on its host."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,11 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from crosspipe_ray import host
 from crosspipe_ray.actors.transports import Mailbox, ObjectStoreTransport, Payload
+from crosspipe_ray.clock_estimate import RoundTrip
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.clock_exchange import exchange_clocks
 from crosspipe_ray.engine.device import rank_device
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
@@ -43,10 +46,11 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a rank runs, and the cores that it may use there."""
+    """Where a rank runs, the cores that it may use there, and which clock it reads."""
 
     name: str
     num_cores: int
+    clock_id: str
 
 
 class Stage:
@@ -131,7 +135,15 @@ class Stage:
     @ray.method
     def host(self) -> Host:
         """The machine that this rank runs on."""
-        return Host(socket.gethostname(), len(os.sched_getaffinity(0)))
+        return Host(socket.gethostname(), len(os.sched_getaffinity(0)), host.clock_id())
+
+    @ray.method
+    def exchange_clocks(
+        self, clock_ids: Sequence[str], timeout_s: float
+    ) -> dict[int, list[RoundTrip]]:
+        """Looks at the clocks of the other hosts, if this is rank 0; else answers."""
+        assert self._transport is not None, "ranks with several clocks are several"
+        return exchange_clocks(self._transport, clock_ids, timeout_s=timeout_s)
 
     @ray.method
     def close(self) -> None:

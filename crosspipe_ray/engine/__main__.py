@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from statistics import fmean
 
 import torch
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.config import load_config
 from crosspipe_ray.engine.board import Board
 from crosspipe_ray.engine.checks import check_same_data, complete
+from crosspipe_ray.engine.clock_exchange import ClockWatch
 from crosspipe_ray.engine.device import rank_device
 from crosspipe_ray.engine.links import Emulation, emulation_of
 from crosspipe_ray.engine.planning import link_profile_of, plan_of, problem_of
@@ -35,11 +38,10 @@ from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.link_choice import carriers_of
 from crosspipe_ray.lowering import lanes, lower
-from crosspipe_ray.measured import StepReport, measured_timeline
+from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.report.console import rehearsed_line
-from crosspipe_ray.report.prediction import predictions, predictions_markdown
-from crosspipe_ray.timeline import Timeline
+from crosspipe_ray.report.prediction import rehearsal_markdown
 
 _TIMEOUT_S = 300.0
 _CREDENTIALS = "CROSSPIPE_CREDENTIALS"
@@ -86,14 +88,15 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         )
         transport = _connect(stack, board, wiring, torch.device("cpu"))
         worker = RehearsalRank(plan.problem, programs[rank], transport, timeout_s=_TIMEOUT_S)
-        measured = []
+        watch = ClockWatch(board, transport, timeout_s=_TIMEOUT_S)
+        clocks, steps = watch.look(), []
         for index in range(options.steps):
             board.start_together()
-            measured.append(_print_step(board, plan, worker.step(index)))
+            steps.append(_print_step(board, plan, worker.step(index), clocks))
+        clocks = watch.look()
         if rank == 0:
-            clusters = [each.cluster for each in plan.problem.ranks]
-            rows = predictions(plan.timeline, measured, clusters=clusters)
-            print(predictions_markdown(rows))
+            measured = [step_timeline(reports, clocks) for reports in steps]
+            print(rehearsal_markdown(plan, measured, clocks))
         board.wait_for_all()  # nobody closes while another still receives
     board.leave()
 
@@ -120,8 +123,9 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         transport = _connect(stack, board, wiring, device)
         worker = TrainingRank(assigned[rank], transport, device=device)
         check_same_data(board.gather(worker.dataset_digest))
+        clocks = ClockWatch(board, transport, timeout_s=_TIMEOUT_S).look()
         for index in range(config.training.num_steps):
-            _print_step(board, plan, worker.step(index))
+            _print_step(board, plan, worker.step(index), clocks)
         board.wait_for_all()
     board.leave()
 
@@ -170,15 +174,17 @@ def _shared_folder(stack: ExitStack, board: Board) -> Path:
     return folder
 
 
-def _print_step(board: Board, plan: Plan, report: StepReport) -> Timeline:
-    """Rank 0 prints what all ranks measured."""
+def _print_step(
+    board: Board, plan: Plan, report: StepReport, clocks: Mapping[int, HostClock]
+) -> list[StepReport]:
+    """Rank 0 prints what all ranks measured, and all know it, each by its own clock."""
     reports = board.gather(report)
-    measured = measured_timeline(each.record for each in reports)
     if board.rank == 0:
         losses = [loss for each in reports for loss in each.losses]
         loss = f", loss {fmean(losses):.4f}" if losses else ""
+        measured = step_timeline(reports, clocks)
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
-    return measured
+    return reports
 
 
 if __name__ == "__main__":

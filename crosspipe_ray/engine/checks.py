@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.link_codecs import codecs_of, planned_codecs
 from crosspipe_ray.engine.planning import link_profile_of, patterns_of
 from crosspipe_ray.errors import ConfigError, InputError, PlanError
 from crosspipe_ray.planners.portfolio import check_method
@@ -93,6 +95,7 @@ def check_fits(config: Config, problem: Problem) -> None:
         ("num_microbatches", problem.num_microbatches, config.training.num_microbatches),
         ("ranks", [rank.cluster for rank in problem.ranks], list(config.cluster.rank_regions)),
         ("layers", _layer_borders(problem), config.model.num_pipeline_layers),
+        ("codecs", _named(planned_codecs(problem)), _named(codecs_of(config))),
     ]
     for what, planned, wanted in expected:
         if planned != wanted:
@@ -122,6 +125,12 @@ def check_carriers(config: Config, problem: Problem) -> None:
                 f"the plan sends over {link.carrier} from {link.src} to {link.dst}, the config "
                 f"asks for {wish}; set cluster.transport=auto to run it as it is"
             )
+
+
+def _named(codecs: Mapping[tuple[str, str], CodecKind]) -> str:
+    """As in ``us->eu int8``."""
+    named = (f"{src}->{dst} {kind}" for (src, dst), kind in sorted(codecs.items()))
+    return ", ".join(named) or "(none)"
 
 
 def _layer_borders(problem: Problem) -> int | str:

@@ -44,7 +44,6 @@ _COSTS = LayerCosts(
     output_bytes=4096,
     weight_bytes=0,
     optimizer_bytes=0,
-    dispersion=0.0,
 )
 
 
@@ -77,11 +76,14 @@ def prepare_data(folder: Path) -> Path:
     return folder / "tokens"
 
 
-def make_config(data: Path, num_ranks: int, *, tie_embeddings: bool = False) -> Config:
+def make_config(
+    data: Path, num_ranks: int, *, tie_embeddings: bool = False, codec: str = "none"
+) -> Config:
     """A run with links between two regions, or one region for a single rank."""
     names = ["us", "eu"] if num_ranks > 1 else ["us"]
     regions = [{"name": name, "num_ranks": num_ranks // len(names)} for name in names]
-    links = [{"src": "us", "dst": "eu", "latency_us": 2000}] if num_ranks > 1 else []
+    link = {"src": "us", "dst": "eu", "latency_us": 2000, "codec": codec}
+    links = [link] if num_ranks > 1 else []
     raw = {
         "model": {
             "hidden_size": 32,

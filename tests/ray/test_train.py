@@ -17,6 +17,7 @@ from crosspipe_ray.config import load_config
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.run_profile import read_run_profile
 from tests.contract.oracle import make_config, make_plan, prepare_data
 
 pytestmark = pytest.mark.ray
@@ -26,7 +27,9 @@ FILES = {
     "config.yaml",
     "metrics.jsonl",
     "model.safetensors",
+    "next_profile.json",
     "plan.json",
+    "profile.json",
     "summary.md",
     "timeline.svg",
     "trace.json",
@@ -94,20 +97,48 @@ def test_a_run_leaves_everything_in_its_folder_and_nothing_else(folder: Path) ->
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [0, 1, 2]
     assert json.loads((run / "trace.json").read_text())["traceEvents"]
-    for figure in ("training loss", "held-out loss", "makespan", "bubble", "1F1B would take"):
+    assert read_run_profile(run / "profile.json").source == "profile"
+    assert read_run_profile(run).source == "run"
+    figures = ("training loss", "held-out loss", "profile", "makespan", "bubble", "1F1B would take")
+    for figure in figures:
         assert figure in done.stdout
         assert figure in (run / "summary.md").read_text()
 
 
-def test_a_saved_plan_gives_the_same_weights(folder: Path, address: str) -> None:
+def test_a_saved_plan_or_profile_gives_the_same_weights(folder: Path, address: str) -> None:
     before = runs(folder)
     assert train(folder, "--address", address).returncode == 0
     [first] = runs(folder) - before
-    again = train(folder, "--address", address, "--plan", str(first / "plan.json"))
+    weights = load_file(first / "model.safetensors")
+    for options in (["--plan", str(first / "plan.json")], ["--profile", str(first)]):
+        others = runs(folder)
+        again = train(folder, "--address", address, *options)
+        assert again.returncode == 0, again.stderr
+        assert "profiling" not in again.stdout
+        [second] = runs(folder) - others
+        same = load_file(second / "model.safetensors")
+        assert weights.keys() == same.keys()
+        assert all(bool((weights[name] == same[name]).all()) for name in weights)
+    # The second run was planned by what the first has left, and by nothing of its own.
+    used, left = (read_run_profile(file) for file in (second / "profile.json", first))
+    assert (used.source, used.problem.layers) == ("run", left.problem.layers)
+
+
+def test_a_codec_is_named_and_a_saved_plan_gives_the_same_weights(
+    folder: Path, address: str
+) -> None:
+    before = runs(folder)
+    links = "cluster.links=[{src: us, dst: eu, latency_us: 2000, codec: int8}]"
+    options = ("--address", address, "--set", links)
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "int8: numerics change" in done.stdout
+    [first] = runs(folder) - before
+    assert "int8: numerics change" in (first / "summary.md").read_text()
+    again = train(folder, *options, "--plan", str(first / "plan.json"))
     assert again.returncode == 0, again.stderr
     [second] = runs(folder) - before - {first}
     weights, same = (load_file(run / "model.safetensors") for run in (first, second))
-    assert weights.keys() == same.keys()
     assert all(bool((weights[name] == same[name]).all()) for name in weights)
 
 
@@ -142,6 +173,8 @@ def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address
             ["--set", "model.tie_embeddings=true", "--set", "planner.placement=loop"],
             "tie_embeddings",
         ),
+        (["--profile", "/nowhere"], "/nowhere: No such file"),
+        (["--profile", "a", "--plan", "b"], "--profile: a plan is made from it"),
         (["--address", "127.0.0.1:1"], "nothing answers there"),
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",

@@ -239,6 +239,11 @@ def test_a_rehearsal_needs_a_good_plan_before_anything_starts(
     assert (code, "makespan_us is 1.000, but its ops take" in message) == (2, True)
 
 
+def test_only_real_links_are_corrected(crosspipe: Command, plan_file: str) -> None:
+    code, message = crosspipe.fails("rehearse", plan_file, "--corrected", "problem.json")
+    assert (code, "rehearse with --no-emulate-links" in message) == (2, True)
+
+
 def test_help_and_planning_import_neither_torch_nor_ray(problem_file: str) -> None:
     program = f"""
 import sys

@@ -51,6 +51,13 @@ def test_derived_sizes(path: Path) -> None:
     assert config.model.num_pipeline_layers == 6
 
 
+def test_a_codec_that_saves_nothing_is_refused(path: Path) -> None:
+    links = "cluster.links=[{src: us, dst: eu, codec: bf16}]"
+    message = complaint(path, links, "training.dtype=bfloat16")
+    assert "cluster.links.0.codec: bf16 saves nothing" in message
+    assert load_config(path, overrides=[links]).cluster.links[0].codec == "bf16"
+
+
 def test_links_may_differ_from_the_cluster_in_transport_and_streams(path: Path) -> None:
     links = [{"src": "us", "dst": "eu", "both_ways": False, "transport": "streams"}]
     cluster = load_config(

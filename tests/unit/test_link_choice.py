@@ -21,7 +21,7 @@ from crosspipe_ray.link_choice import (
 from crosspipe_ray.link_profile import LinkProfile, MeasuredLink
 from crosspipe_ray.plan import plan_json, read_plan
 from crosspipe_ray.planners.portfolio import plan
-from crosspipe_ray.problem import Layer, Link, Problem, Rank, Stage
+from crosspipe_ray.problem import Codec, Layer, Link, Problem, Rank, Stage
 from crosspipe_ray.topology import topology_of
 from tests.unit.synthetic_links import TrueLink, measured, profile_of
 
@@ -123,6 +123,18 @@ def test_sizes_of_both_kinds_of_messages_count() -> None:
     """Large gradients outweigh small activations."""
     both = [over(SLOW_WAN, COLLECTIVE, "us", "eu"), over(FAST_WAN, STREAMS, "us", "eu")]
     assert fastest(both, [KIB, 8 * MIB]).carrier == STREAMS
+
+
+def test_a_link_keeps_its_codec_and_is_chosen_for_what_is_left_of_the_messages() -> None:
+    int8 = Codec(kind="int8")
+    problem = three_stages(Link(src="us", dst="eu", codec=int8), output_bytes=64 * KIB)
+    problem = with_measured_links(problem, mixed_profile(), everything)
+    codecs = {(link.src, link.dst): link.codec for link in problem.links}
+    assert codecs.pop(("us", "eu")) == int8
+    assert set(codecs.values()) == {None}
+    # 64 KiB are too much for one connection, 16.3 KiB are not.
+    assert named_carriers(problem)["us->eu"] == COLLECTIVE
+    assert named_carriers(problem)["eu->us"] == STREAMS
 
 
 def test_the_simplest_of_equals_is_chosen() -> None:

@@ -16,7 +16,7 @@ from crosspipe_ray.link_profile import LinkProfile, write_link_profile
 from tests.unit.synthetic_links import TrueLink, measured, profile_of
 from tests.unit.test_config import config_data
 
-COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0, 0.0)
+COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0)
 
 
 def complaint(
