@@ -15,7 +15,8 @@ from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.planners.bounds import Bounds
 from crosspipe_ray.planners.kernel import State
 from crosspipe_ray.planners.network import Order
-from crosspipe_ray.planners.passes import Bias, ListScheduler, Rows, Triple
+from crosspipe_ray.planners.passes import Bias, ListScheduler, Triple
+from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
@@ -35,7 +36,7 @@ class _Attempt:
     makespan_ns: int
     state: State
     bias: Bias
-    tails: Rows
+    tails: Times
 
 
 def greedy(
@@ -110,11 +111,11 @@ class _Search:
         if attempt.makespan_ns < self.best_ns:
             self.best = attempt
 
-    def _tried(self, bias: Bias, tails: Rows) -> _Attempt:
+    def _tried(self, bias: Bias, tails: Times) -> _Attempt:
         makespan, state = self._scheduler.forward(tails, bias)
         return _Attempt(makespan, state, bias, tails)
 
-    def _next(self) -> tuple[Bias, Rows]:
+    def _next(self) -> tuple[Bias, Times]:
         if self._num_steps < len(_STARTS):
             return _STARTS[self._num_steps], self._scheduler.tails
         rng = self._rng
@@ -125,7 +126,7 @@ class _Search:
         tails = origin.tails if rng.random() < 0.9 else self._scheduler.tails
         return _neighbour(origin.bias, self._scheduler.num_stages, rng), tails
 
-    def _learned(self, origin: _Attempt) -> Rows:
+    def _learned(self, origin: _Attempt) -> Times:
         rng = self._rng
         return self._scheduler.learned_tails(
             origin.state,

@@ -1,13 +1,14 @@
 """The inner loop of list scheduling, on flat integer sequences.
 
 Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
-input is there.
+input is there. What works one thing at a time is a machine: first the channels, then the ranks.
+
+`run` is plain Python on lists and machine code on arrays (`crosspipe_ray.compiled`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, MutableSequence, Sequence
-from heapq import heappop, heappush
 from typing import NamedTuple
 
 NEVER = 1 << 60
@@ -64,11 +65,10 @@ class State(NamedTuple):
         ready: per op.
         starts: per op.
         done: per row, ops that have started.
-        ended: per row that uses a shared channel, ops that have ended.
         sent: per row, messages that a shared channel has begun to carry.
         held: per rank, bytes.
-        busy: per rank, until when.
-        occupied: per channel, until when.
+        free: per machine, from when on.
+        wake: per machine, when it is looked at next.
         order: the ops of each rank in order, from M x ``first``.
         length: per rank, entries of ``order`` in use.
         sends: messages (as ops) on shared channels, in the order in which they go.
@@ -78,11 +78,10 @@ class State(NamedTuple):
     ready: MutableSequence[int]
     starts: MutableSequence[int]
     done: MutableSequence[int]
-    ended: MutableSequence[int]
     sent: MutableSequence[int]
     held: MutableSequence[int]
-    busy: MutableSequence[int]
-    occupied: MutableSequence[int]
+    free: MutableSequence[int]
+    wake: MutableSequence[int]
     order: MutableSequence[int]
     length: MutableSequence[int]
     sends: MutableSequence[int]
@@ -113,40 +112,66 @@ def run(
 ) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Events are (time, phase, which): at equal times, messages come to shared channels first (0),
-    then channels choose (1), then ranks (2).
+    Machines are looked at in the order of time, at equal times channels first.
 
     Args:
         net: the problem.
         state: a fresh one.
         choice: what decides.
         num_microbatches: M.
-        chooser: another rule than `choose`.
+        chooser: another rule than `choose` (in Python only).
 
     Returns:
         The makespan.
     """
+    num_channels = len(net.user_first) - 1
     makespan = 0
-    chooser = chooser or choose
-    events = [(0, 2, rank) for rank in range(len(net.limit))]
-    for row in range(len(net.gate)):
-        if net.gate[row] > 0:
-            heappush(events, (net.gate[row], 2, net.rank[row]))
-    while len(events) > 0:
-        now, phase, which = heappop(events)
-        if phase == 2:
-            if state.busy[which] <= now:
-                op = chooser(net, state, choice, num_microbatches, which, now)
-                if op >= 0:
-                    end = start(net, state, num_microbatches, which, op, now, events)
-                    makespan = max(makespan, end + net.finish[op // num_microbatches])
-        elif phase == 0:
-            row = which // num_microbatches
-            state.ended[row] += 1
-            heappush(events, (now, 1, net.shared[row]))
-        elif state.occupied[which] <= now:
-            send(net, state, choice, num_microbatches, which, now, events)
+    while state.wake[1] < NEVER:
+        now, machine = state.wake[1], first_to_wake(state)
+        if machine < num_channels:
+            send(net, state, choice, num_microbatches, machine, now)
+            continue
+        rank = machine - num_channels
+        if chooser is None:
+            op = choose(net, state, choice, num_microbatches, rank, now)
+        else:
+            op = chooser(net, state, choice, num_microbatches, rank, now)
+        if op >= 0:
+            end = start(net, state, num_microbatches, machine, op, now)
+            makespan = max(makespan, end + net.finish[op // num_microbatches])
+        else:
+            wake_at(state, machine, next_arrival(net, state, num_microbatches, rank, now))
     return makespan
+
+
+def first_to_wake(state: State) -> int:
+    """The machine with the least time; of equal ones the first."""
+    node, num_leaves = 1, len(state.wake) // 2
+    while node < num_leaves:
+        node *= 2
+        if state.wake[node] != state.wake[1]:
+            node += 1
+    return node - num_leaves
+
+
+def wake_at(state: State, machine: int, at: int) -> None:
+    """Sets the time of a machine."""
+    wake = state.wake
+    node = len(wake) // 2 + machine
+    wake[node] = at
+    while node > 1:
+        node //= 2
+        least = min(wake[2 * node], wake[2 * node + 1])
+        if wake[node] == least:
+            break
+        wake[node] = least
+
+
+def call(state: State, machine: int, at: int) -> None:
+    """Has a machine looked at when it is free, but not before ``at``."""
+    at = max(at, state.free[machine])
+    if at < state.wake[len(state.wake) // 2 + machine]:
+        wake_at(state, machine, at)
 
 
 def choose(
@@ -163,9 +188,7 @@ def choose(
         ):
             continue
         op = row * num_microbatches + microbatch
-        at, urgency = state.ready[op], choice.urgency[op]
-        if at < net.gate[row]:
-            at = net.gate[row]
+        at, urgency = max(state.ready[op], net.gate[row]), choice.urgency[op]
         if at >= NEVER or (at <= now and urgency <= best_urgency):
             continue
         if net.taken[row] > 0 and not has_room(net, state, choice, rank, row):
@@ -189,50 +212,55 @@ def has_room(net: Net, state: State, choice: Choice, rank: int, row: int) -> boo
     return state.done[row] - state.done[net.closing[row]] < choice.cap[row]
 
 
+def next_arrival(net: Net, state: State, num_microbatches: int, rank: int, now: int) -> int:
+    """When the next input that a rank waits for is there, as far as is known."""
+    soonest = NEVER
+    for position in range(net.first[rank], net.first[rank + 1]):
+        row = net.rows[position]
+        if state.done[row] < num_microbatches:
+            at = max(state.ready[row * num_microbatches + state.done[row]], net.gate[row])
+            if at > now:
+                soonest = min(soonest, at)
+    return soonest
+
+
 def start(
     net: Net,
     state: State,
     num_microbatches: int,
-    rank: int,
+    machine: int,
     op: int,
     now: int,
-    events: list[tuple[int, int, int]],
 ) -> int:
     """Starts an op and returns its end; its message goes at once if it has its own channel."""
     row = op // num_microbatches
+    rank = net.rank[row]
     end = now + net.duration[row]
-    state.busy[rank] = end
     state.starts[op] = now
     state.held[rank] += net.taken[row] - net.freed[row]
     state.done[row] += 1
     state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
     state.length[rank] += 1
-    heappush(events, (end, 2, rank))
+    state.free[machine] = end
+    wake_at(state, machine, end)
     if net.shared[row] >= 0:
-        heappush(events, (end, 0, op))
+        call(state, net.shared[row], end)
     elif net.target[row] >= 0:
         sent = end
         if net.own[row] >= 0:
-            sent = max(sent, state.occupied[net.own[row]]) + net.occupancy[row]
-            state.occupied[net.own[row]] = sent
-        arrive(net, state, num_microbatches, op, sent + net.latency[row], events)
+            sent = max(sent, state.free[net.own[row]]) + net.occupancy[row]
+            state.free[net.own[row]] = sent
+        arrive(net, state, num_microbatches, op, sent + net.latency[row])
     return end
 
 
 def arrive(
-    net: Net,
-    state: State,
-    num_microbatches: int,
-    op: int,
-    at: int,
-    events: list[tuple[int, int, int]],
+    net: Net, state: State, num_microbatches: int, op: int, at: int
 ) -> None:
     """Makes the arrival of an op's message known to its receiver."""
     row = net.target[op // num_microbatches]
     state.ready[row * num_microbatches + op % num_microbatches] = at
-    rank = net.rank[row]
-    if at >= state.busy[rank]:
-        heappush(events, (at, 2, rank))
+    call(state, len(net.user_first) - 1 + net.rank[row], at)
 
 
 def send(
@@ -242,23 +270,31 @@ def send(
     num_microbatches: int,
     channel: int,
     now: int,
-    events: list[tuple[int, int, int]],
 ) -> None:
     """Starts the message on a free shared channel whose receiving op is the most urgent."""
     best, best_urgency = -1, -NEVER
     for position in range(net.user_first[channel], net.user_first[channel + 1]):
         row = net.users[position]
-        if state.sent[row] < state.ended[row]:
+        if ready_to_send(net, state, num_microbatches, row) <= now:
             urgency = choice.urgency[net.target[row] * num_microbatches + state.sent[row]]
             if urgency > best_urgency:
                 best, best_urgency = row, urgency
-    if best < 0:
-        return
-    op = best * num_microbatches + state.sent[best]
-    state.sent[best] += 1
-    state.sends[state.num_sends[0]] = op
-    state.num_sends[0] += 1
-    end = now + net.occupancy[best]
-    state.occupied[channel] = end
-    heappush(events, (end, 1, channel))
-    arrive(net, state, num_microbatches, op, end + net.latency[best], events)
+    if best >= 0:
+        op = best * num_microbatches + state.sent[best]
+        state.sent[best] += 1
+        state.sends[state.num_sends[0]] = op
+        state.num_sends[0] += 1
+        state.free[channel] = now + net.occupancy[best]
+        arrive(net, state, num_microbatches, op, state.free[channel] + net.latency[best])
+    wake_at(state, channel, NEVER)
+    for position in range(net.user_first[channel], net.user_first[channel + 1]):
+        at = ready_to_send(net, state, num_microbatches, net.users[position])
+        if at < NEVER:
+            call(state, channel, at)
+
+
+def ready_to_send(net: Net, state: State, num_microbatches: int, row: int) -> int:
+    """When the next message of a row can go, as far as is known."""
+    if state.sent[row] == state.done[row]:
+        return NEVER
+    return state.starts[row * num_microbatches + state.sent[row]] + net.duration[row]

@@ -95,26 +95,40 @@ def _opening_rows(problem: Problem) -> dict[int, int]:
 
 
 def fresh_state(net: Net, num_microbatches: int) -> State:
-    """Nothing has run; only ops that wait for no message have their inputs."""
+    """Nothing has run; only ops that wait for no message have their inputs. In arrays."""
     num_rows, num_ranks = len(net.duration), len(net.limit)
-    waiting = {target for target in net.target if target >= 0}
-    ready = [
-        NEVER if row in waiting else 0 for row in range(num_rows) for _ in range(num_microbatches)
-    ]
+    num_channels = len(net.user_first) - 1
+    num_ops = num_rows * num_microbatches
+    num_sends = sum(channel >= 0 for channel in net.shared) * num_microbatches
+    waiting = np.zeros(num_rows, dtype=bool)
+    waiting[[target for target in net.target if target >= 0]] = True
     return State(
-        ready=ready,
-        starts=[0] * (num_rows * num_microbatches),
-        done=[0] * num_rows,
-        ended=[0] * num_rows,
-        sent=[0] * num_rows,
-        held=[0] * num_ranks,
-        busy=[0] * num_ranks,
-        occupied=[0] * len(net.user_first),
-        order=[0] * (num_rows * num_microbatches),
-        length=[0] * num_ranks,
-        sends=[0] * (sum(channel >= 0 for channel in net.shared) * num_microbatches),
-        num_sends=[0],
+        ready=np.repeat(np.where(waiting, NEVER, 0), num_microbatches),
+        starts=_zeros(num_ops),
+        done=_zeros(num_rows),
+        sent=_zeros(num_rows),
+        held=_zeros(num_ranks),
+        free=_zeros(num_channels + num_ranks),
+        wake=_tree([NEVER] * num_channels + [0] * num_ranks),
+        order=_zeros(num_ops),
+        length=_zeros(num_ranks),
+        sends=_zeros(num_sends),
+        num_sends=_zeros(1),
     )
+
+
+def _zeros(size: int) -> Ints:
+    return np.zeros(size, dtype=np.int64)
+
+
+def _tree(leaves: Sequence[int]) -> Ints:
+    """A tree of minima, from 1 on; the leaves are its second half, as many as a power of two."""
+    num_leaves = 1 << (len(leaves) - 1).bit_length()
+    tree = np.full(2 * num_leaves, NEVER)
+    tree[num_leaves : num_leaves + len(leaves)] = leaves
+    for node in range(num_leaves - 1, 0, -1):
+        tree[node] = min(tree[2 * node], tree[2 * node + 1])
+    return tree
 
 
 def order_of(problem: Problem, net: Net, state: State) -> Order:

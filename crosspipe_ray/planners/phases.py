@@ -10,6 +10,7 @@ yet.
 
 from __future__ import annotations
 
+from crosspipe_ray.compiled import as_lists
 from crosspipe_ray.costs import check_memory_suffices, stage_costs
 from crosspipe_ray.planners.kernel import Choice, Net, State, run
 from crosspipe_ray.planners.network import Order, fresh_state, net_of, order_of
@@ -26,7 +27,7 @@ def crosspipe_greedy(problem: Problem) -> Order:
     """
     check_memory_suffices(problem)
     net = net_of(problem, stage_costs(problem))
-    state = fresh_state(net, problem.num_microbatches)
+    state = as_lists(fresh_state(net, problem.num_microbatches))
     equal = Choice([0] * len(state.ready), (), (), 0)
     run(net, state, equal, problem.num_microbatches, _by_phase)
     return Order(order_of(problem, net, state).schedule)  # links serve by ready time
