@@ -98,6 +98,16 @@ class PerRank(Sequence[ColumnsT]):
         rows: ColumnsT = self.flat[self.first[rank] : self.first[rank + 1]]
         return rows
 
+    def blocks(self, num_rows: int = 1 << 20) -> Iterator[tuple[range, PerRank[ColumnsT]]]:
+        """Ranks in groups of about that many rows, so that intermediate arrays stay small."""
+        begin = 0
+        while begin < len(self):
+            most = self.first[begin] + num_rows
+            end = max(begin + 1, int(np.searchsorted(self.first, most, side="right")) - 1)
+            first = self.first[begin : end + 1]
+            yield range(begin, end), PerRank(self.flat[first[0] : first[-1]], first - first[0])
+            begin = end
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, tuple):
             return tuple(self) == other
@@ -110,6 +120,21 @@ class PerRank(Sequence[ColumnsT]):
 
     def __repr__(self) -> str:
         return f"PerRank({list(self)})"
+
+
+def most_per_rank(values: Ints, first: Ints) -> list[int]:
+    """The highest value of each rank, at least 0.
+
+    Args:
+        values: one per row.
+        first: as of PerRank.
+    """
+    found = np.zeros(len(first) - 1, dtype=np.int64)
+    has_rows = first[:-1] < first[1:]
+    if has_rows.any():
+        found[has_rows] = np.maximum.reduceat(values, first[:-1][has_rows])
+    most: list[int] = np.maximum(found, 0).tolist()
+    return most
 
 
 class Ops(Columns[Op]):

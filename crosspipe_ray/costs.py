@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.ops import Kind, Op
@@ -74,7 +75,9 @@ class StageCosts:
 
 def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
     """Costs of every stage of a problem."""
-    routes = topology_of(problem).routes
+    ranks = problem.rank_of_stage
+    neighbours = {*pairwise(ranks), *pairwise(ranks[::-1])}
+    routes = topology_of(problem, sorted(neighbours)).routes
     return tuple(
         StageCosts(
             rank=stage.rank,

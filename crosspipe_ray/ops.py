@@ -40,7 +40,8 @@ class Kind(IntEnum):
     """Data-parallel reduction of a stage's gradients, after its last W."""
 
 
-_KIND_BITS, _MICROBATCH_BITS = 4, 32
+KIND_BITS, MICROBATCH_BITS = 4, 32
+MICROBATCH_MASK = (1 << MICROBATCH_BITS) - 1
 COMPUTE_KINDS = (Kind.F, Kind.I, Kind.W, Kind.B)
 
 
@@ -59,20 +60,25 @@ class Op(NamedTuple):
         return f"{self.stage}{self.kind.name}{'' if self.microbatch is None else self.microbatch}"
 
 
+def op_row(stage: IntT, kind: IntT) -> IntT:
+    """One integer for a stage and kind: index of the tables that the clock reads."""
+    return (stage << KIND_BITS) + kind
+
+
 def op_code(stage: IntT, kind: IntT, microbatch: IntT | None) -> IntT:
     """One integer for an op, or an array of them; codes sort as the ops do.
 
     >>> hex(op_code(2, Kind.W, 7)), split_code(op_code(2, Kind.W, 7))
     ('0x2200000007', (2, 2, 7))
     """
-    row = (stage << _KIND_BITS) + kind
-    return (row << _MICROBATCH_BITS) + (0 if microbatch is None else microbatch)
+    row = op_row(stage, kind) << MICROBATCH_BITS
+    return row if microbatch is None else row + microbatch
 
 
 def split_code(code: IntT) -> tuple[IntT, IntT, IntT]:
     """Stage, kind and microbatch (0 for ops of a whole stage) of codes."""
-    row = code >> _MICROBATCH_BITS
-    return row >> _KIND_BITS, row & (1 << _KIND_BITS) - 1, code & (1 << _MICROBATCH_BITS) - 1
+    row = code >> MICROBATCH_BITS
+    return row >> KIND_BITS, row & (1 << KIND_BITS) - 1, code & MICROBATCH_MASK
 
 
 _PATTERN = re.compile(r"(\d+)(UNSHARD|REDUCE_GRAD|(?:SEND|RECV)_[FB]|[FIWB])(\d*)")

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank
+from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank, most_per_rank
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes, stage_costs
 from crosspipe_ray.errors import ScheduleError
-from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, parse_op
+from crosspipe_ray.ops import (
+    COMPUTE_KINDS,
+    MICROBATCH_BITS,
+    Kind,
+    Op,
+    op_row,
+    parse_op,
+    split_code,
+)
 from crosspipe_ray.problem import Problem
 
+_NOWHERE = -1
+_NO_LIMIT = np.iinfo(np.int64).max
 _BACKWARD = (Kind.I, Kind.B)
 _IN_ORDER = "ops of one stage and kind run in microbatch order"
 
@@ -73,18 +85,30 @@ def validate(problem: Problem, schedule: Schedule) -> None:
     Raises:
         ScheduleError: names rank, op and rule, and carries the grid.
     """
+    check_num_ranks(problem, schedule)
+    if not _keeps_the_rules(problem, schedule):
+        for rank, ops in enumerate(schedule.ranks):
+            _RankRules(problem, schedule, rank).check(ops)
+        raise AssertionError("a rule is broken, so some op breaks it")
+    _check_memory(problem, schedule)
+
+
+def check_num_ranks(problem: Problem, schedule: Schedule) -> None:
+    """Refuses a schedule for another number of ranks.
+
+    Raises:
+        ScheduleError: says both numbers.
+    """
     if len(schedule.ranks) != len(problem.ranks):
         raise ScheduleError(
             f"the schedule has {len(schedule.ranks)} ranks, the problem {len(problem.ranks)}"
         )
-    for rank, ops in enumerate(schedule.ranks):
-        _RankRules(problem, schedule, rank).check(ops)
-    _check_memory(problem, schedule)
 
 
 def peak_memory_bytes(costs: Sequence[StageCosts], schedule: Schedule) -> tuple[int, ...]:
     """Most activation bytes that each rank holds when it runs its ops in order."""
-    return tuple(max(held, default=0) for held in _held_at_start(costs, schedule))
+    peaks = (most_per_rank(held, block.first) for _, block, held in _held_at_start(costs, schedule))
+    return tuple(chain.from_iterable(peaks))
 
 
 def read_csv(path: Path) -> Schedule:
@@ -213,38 +237,82 @@ class _RankRules:
         return Op(stage, Kind.W, split[done[Kind.W]]) if done[Kind.W] < len(split) else None
 
 
+def _keeps_the_rules(problem: Problem, schedule: Schedule) -> bool:
+    """Whether no rule is broken, of all ops at once; `_RankRules` says which one is."""
+    num_stages, num_microbatches = len(problem.stages), problem.num_microbatches
+    rank_of_stage = np.array(problem.rank_of_stage)
+    # Where each op stands, by stage, kind and microbatch.
+    position = np.full((num_stages, len(COMPUTE_KINDS), num_microbatches), _NOWHERE, dtype=np.int32)
+    for ranks, block in schedule.ranks.blocks():
+        stages, kinds, microbatches = split_code(block.flat.codes)
+        is_op = (kinds < len(COMPUTE_KINDS)) & (microbatches < num_microbatches)
+        if not np.all(is_op & (stages < num_stages)):
+            return False
+        if not np.array_equal(rank_of_stage[stages], np.repeat(ranks, np.diff(block.first))):
+            return False
+        begin = schedule.ranks.first[ranks.start]
+        position[stages, kinds, microbatches] = np.arange(begin, begin + len(stages))
+    num_ops = np.count_nonzero(position != _NOWHERE)
+    return num_ops == len(schedule.ranks.flat) and _is_complete_and_ordered(problem, position)
+
+
+def _is_complete_and_ordered(problem: Problem, position: NDArray[np.int32]) -> bool:
+    forward, backward_input, backward_weight, fused = position.transpose(1, 0, 2)
+    is_fused = fused != _NOWHERE
+    is_whole = np.array([problem.is_fused(stage) for stage in range(len(problem.stages))])
+    backward = np.maximum(backward_input, fused)
+    return bool(
+        np.all(forward != _NOWHERE)
+        and np.array_equal(backward_input == _NOWHERE, is_fused)
+        and np.array_equal(backward_weight == _NOWHERE, is_fused)
+        and np.all(is_fused[is_whole])
+        and np.all(forward < backward)
+        and np.all(is_fused | (backward_input < backward_weight))
+        and all(_is_increasing(each) for each in (forward, backward, backward_weight))
+    )
+
+
+def _is_increasing(position: NDArray[np.int32]) -> bool:
+    """Whether what there is of each stage stands in the order of microbatches."""
+    latest = np.maximum.accumulate(position, axis=1)[:, :-1]
+    later = position[:, 1:]
+    return bool(np.all((later > latest) | (later == _NOWHERE)))
+
+
 def _check_memory(problem: Problem, schedule: Schedule) -> None:
-    for rank, history in enumerate(_held_at_start(stage_costs(problem), schedule)):
-        limit = activation_limit_bytes(problem, rank)
-        position = next(
-            (i for i, held in enumerate(history) if limit is not None and held > limit), None
-        )
-        if limit is not None and position is not None:
-            op, held = schedule.ranks[rank][position], history[position]
+    limits = [activation_limit_bytes(problem, rank) for rank in range(len(problem.ranks))]
+    if all(limit is None for limit in limits):
+        return
+    for ranks, block, held in _held_at_start(stage_costs(problem), schedule):
+        most = np.array([_NO_LIMIT if limits[rank] is None else limits[rank] for rank in ranks])
+        over = np.flatnonzero(held > np.repeat(most, np.diff(block.first)))
+        if len(over):
+            index = int(np.searchsorted(block.first, over[0], side="right")) - 1
+            rank, position = ranks[index], int(over[0] - block.first[index])
             raise ScheduleError(
-                f"rank {rank}, op {op} (position {position}): holds {held} activation bytes, "
-                f"{held - limit} more than the {limit} that memory_limit_bytes leaves",
+                f"rank {rank}, op {block[index][position]} (position {position}): holds "
+                f"{held[over[0]]} activation bytes, {held[over[0]] - most[index]} more than the "
+                f"{most[index]} that memory_limit_bytes leaves",
                 schedule.grid(around=(rank, position)),
             )
 
 
-def _held_at_start(costs: Sequence[StageCosts], schedule: Schedule) -> list[list[int]]:
-    """Activation bytes held while each op runs, per rank."""
-    changes = [[_change(cost, kind) for kind in COMPUTE_KINDS] for cost in costs]
-    histories = []
-    for ops in schedule.ranks:
-        held, history = 0, []
-        for stage, kind, _ in ops:
-            taken, released = changes[stage][kind]
-            held += taken
-            history.append(held)
-            held -= released
-        histories.append(history)
-    return histories
-
-
-def _change(cost: StageCosts, kind: Kind) -> tuple[int, int]:
-    return (cost.activation_bytes if kind is Kind.F else 0), cost.released_bytes(kind)
+def _held_at_start(
+    costs: Sequence[StageCosts], schedule: Schedule
+) -> Iterator[tuple[range, PerRank[Ops], Ints]]:
+    """Activation bytes held while each op runs, for blocks of ranks."""
+    num_rows = op_row(len(costs), 0)
+    taken, released = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
+    for stage, cost in enumerate(costs):
+        taken[op_row(stage, Kind.F)] = cost.activation_bytes
+        for kind in COMPUTE_KINDS:
+            released[op_row(stage, kind)] = cost.released_bytes(kind)
+    for ranks, block in schedule.ranks.blocks():
+        rows = block.flat.codes >> MICROBATCH_BITS
+        held = np.cumsum(taken[rows] - released[rows])
+        before = np.concatenate([[0], held])[block.first[:-1]]
+        held += released[rows] - np.repeat(before, np.diff(block.first))
+        yield ranks, block, held
 
 
 def _listed(stages: Sequence[int]) -> str:

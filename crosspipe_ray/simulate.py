@@ -11,22 +11,24 @@ reductions follow its last W or B.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from crosspipe_ray.costs import StageCosts, Transfer, send_op, stage_costs
+from crosspipe_ray import clock
+from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank, most_per_rank
+from crosspipe_ray.compiled import compiled
+from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.errors import ScheduleError
-from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op
+from crosspipe_ray.machines import Machines, jobs_of, machines_of
+from crosspipe_ray.ops import MICROBATCH_BITS, Kind, Op, op_row, split_code
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, peak_memory_bytes
-from crosspipe_ray.timeline import Message, Span, Timeline
+from crosspipe_ray.schedule import Schedule, check_num_ranks, peak_memory_bytes
+from crosspipe_ray.timeline import Messages, Span, Spans, Timeline
 
-Times = NDArray[np.int64]
-_NOT_YET = -1
+# Fewer ops take less time in Python than it takes to load the machine code.
+_MANY_JOBS = 500_000
 
 
 def simulate(
@@ -44,196 +46,104 @@ def simulate(
     Raises:
         ScheduleError: the ops wait for each other in a cycle; names a rank and what it waits for.
     """
+    check_num_ranks(problem, schedule)
     costs = stage_costs(problem)
     gathers = _gathers(costs, schedule)
-    clock = _Clock(costs, problem.num_microbatches, schedule, gathers)
-    if send_order is not None:
-        clock.fix_send_order(send_order)
-    clock.run()
-    return _timeline(costs, schedule, clock, gathers)
+    gates_ns = {span.op.stage: span.end_ns for spans in gathers for span in spans}
+    order = None if send_order is None else Ops.of(send_order)
+    machines = machines_of(
+        costs, problem.num_microbatches, gates_ns, has_send_order=order is not None
+    )
+    done = _run(machines, jobs_of(machines, schedule.ranks, order))
+    _check_done(schedule, done)
+    return _timeline(costs, schedule, machines, done, gathers)
 
 
-class _Clock:
-    """The state of one simulation.
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What the clock leaves behind.
 
-    What an op waits for has a slot: the activation of stage s and microbatch m at ``2 s M + m``,
-    the gradient at ``(2 s + 1) M + m``; ``ready`` holds the time at which it is there. What waits
-    for no message (W, and the two ends of the pipeline) reads a last row that is there from the
-    start.
+    Attributes:
+        jobs: of the ranks, then of the channels.
+        starts: per job.
+        position: per machine, the first job that was not done.
+        ready: per slot, when the input was there.
     """
 
-    def __init__(
-        self,
-        costs: Sequence[StageCosts],
-        num_microbatches: int,
-        schedule: Schedule,
-        gathers: Sequence[Sequence[Span]],
-    ) -> None:
-        num_stages = len(costs)
-        self.ready = [_NOT_YET] * (2 * num_stages * num_microbatches) + [0] * num_microbatches
-        self.starts: list[list[int]] = [[] for _ in schedule.ranks]
-        self.ends: list[list[int]] = [[] for _ in schedule.ranks]
-        self.messages: list[Message] = []
-        self.slots = [_slots(stage, num_stages, num_microbatches) for stage in range(num_stages)]
-        self._num_microbatches = num_microbatches
-        self._schedule = schedule
-        self._rank_of = [cost.rank for cost in costs]
-        self._durations = [cost.duration_ns for cost in costs]
-        self._outputs = [
-            _outputs(cost, stage, num_microbatches) for stage, cost in enumerate(costs)
-        ]
-        self._gates = {span.op.stage: span.end_ns for spans in gathers for span in spans}
-        # The rank that stands still until the slot is filled.
-        self._waiting = [_NOT_YET] * len(self.ready)
-        self._events: list[tuple[int, Op]] = []  # ends of ops
-        self._channel_free: dict[int, int] = {}
-        # Per channel, the slots of its messages in order; and ready messages that wait for a turn.
-        self._turns: dict[int, deque[int]] | None = None
-        self._held: dict[int, tuple[Op, Transfer, int]] = {}
-
-    def fix_send_order(self, send_order: Iterable[Op]) -> None:
-        """Makes channels serve messages in this order."""
-        self._turns = {}
-        timed = {
-            Op(stage, transfer.kind, microbatch): (transfer.route.channel, row + microbatch)
-            for stage, outputs in enumerate(self._outputs)
-            for transfer, row in outputs.values()
-            if transfer.route
-            for microbatch in range(self._num_microbatches)
-        }
-        for op in send_order:
-            if op not in timed:
-                raise ScheduleError(f"send {op}: it occupies no link, or is given twice")
-            channel, slot = timed.pop(op)
-            self._turns.setdefault(channel, deque()).append(slot)
-
-    def run(self) -> None:
-        """Takes the ends of ops in the order of time until nothing moves."""
-        for rank in range(len(self.starts)):
-            self._advance(rank)
-        events = self._events
-        while events:
-            now, op = heappop(events)
-            self._finish(op, now)
-            self._advance(self._rank_of[op[0]])
-        self._check_done()
-
-    def _advance(self, rank: int) -> None:
-        """Starts the rank's next ops up to one that sends something, or notes what it waits for."""
-        starts, ends, ops = self.starts[rank], self.ends[rank], self._schedule.ranks[rank]
-        free = ends[-1] if ends else 0
-        for position in range(len(starts), len(ops)):
-            op = ops[position]
-            stage, kind, microbatch = op
-            slot = self.slots[stage][kind] + microbatch  # type: ignore[operator]  # compute ops have a microbatch
-            start = self.ready[slot]
-            if start == _NOT_YET:
-                self._waiting[slot] = rank
-                return
-            if free > start:
-                start = free
-            if self._gates and kind == Kind.F:
-                start = max(start, self._gates.get(stage, 0))
-            free = start + self._durations[stage][kind]
-            starts.append(start)
-            ends.append(free)
-            if kind in self._outputs[stage]:
-                heappush(self._events, (free, op))
-                return
-
-    def _finish(self, op: Op, now: int) -> None:
-        """Sends what the op leaves behind."""
-        stage, kind, microbatch = op
-        transfer, row = self._outputs[stage][kind]
-        slot = row + microbatch  # type: ignore[operator]  # compute ops have a microbatch
-        if transfer.route is None:
-            self._deliver(slot, now)
-        elif self._turns is None:
-            self._send(slot, op, transfer, now)
-        else:
-            self._held[slot] = op, transfer, now
-            self._serve(self._turns.get(transfer.route.channel))
-
-    def _serve(self, turns: deque[int] | None) -> None:
-        """Sends the ready messages whose turn it is on a channel."""
-        while turns and turns[0] in self._held:
-            slot = turns.popleft()
-            self._send(slot, *self._held.pop(slot))
-
-    def _send(self, slot: int, op: Op, transfer: Transfer, now: int) -> None:
-        route = transfer.route
-        assert route is not None
-        channel_free = self._channel_free
-        start = channel_free.get(route.channel, 0)
-        if now > start:
-            start = now
-        channel_free[route.channel] = end = start + transfer.occupancy_ns
-        arrive = end + route.latency_ns
-        self.messages.append(
-            Message(send_op(op, transfer), transfer.src, transfer.dst, start, end, arrive)
-        )
-        self._deliver(slot, arrive)
-
-    def _deliver(self, slot: int, arrive: int) -> None:
-        self.ready[slot] = arrive
-        if self._waiting[slot] != _NOT_YET:
-            self._advance(self._waiting[slot])
-
-    def _check_done(self) -> None:
-        for rank, ops in enumerate(self._schedule.ranks):
-            position = len(self.starts[rank])
-            if position < len(ops):
-                stage, kind, microbatch = ops[position]
-                source = (
-                    Op(stage - 1, Kind.F, microbatch)
-                    if kind is Kind.F
-                    else Op(stage + 1, Kind.I, microbatch)
-                )
-                raise ScheduleError(
-                    f"rank {rank}, op {ops[position]} (position {position}): deadlock, it waits "
-                    f"for the message of {source}, which never runs: ranks wait for each other "
-                    "in a cycle, or the op or its send is missing",
-                    self._schedule.grid(around=(rank, position)),
-                )
+    jobs: PerRank[Ops]
+    starts: Ints
+    position: Ints
+    ready: Ints
 
 
-def _slots(stage: int, num_stages: int, num_microbatches: int) -> tuple[int, int, int, int]:
-    """First slot of what F, I, W and B of a stage wait for."""
-    always = 2 * num_stages * num_microbatches
-    activation = 2 * stage * num_microbatches if stage else always
-    gradient = (2 * stage + 1) * num_microbatches if stage < num_stages - 1 else always
-    return activation, gradient, always, gradient
+def _run(machines: Machines, jobs: PerRank[Ops]) -> _Done:
+    """Runs the clock, as machine code where that pays."""
+    codes, first = jobs.flat.codes, jobs.first
+    has_queue = np.zeros(machines.num_machines, dtype=bool)
+    has_queue[machines.rows.machine[machines.rows.is_queued != 0]] = True
+    ready = np.full(machines.num_slots, clock.NOT_YET, dtype=np.int64)
+    ready[: machines.num_microbatches] = 0
+    changing: tuple[Ints, ...] = (
+        codes,
+        first[:-1].copy(),
+        np.where(has_queue, first[:-1], first[1:]),
+        ready,
+        np.zeros(len(codes), dtype=np.int64),
+    )
+    loop: Callable[..., None] = clock.run
+    if len(codes) >= _MANY_JOBS:
+        compiled(loop)(machines.rows, *changing)
+    else:
+        lists = [column.tolist() for column in changing]
+        loop(clock.Rows(*(column.tolist() for column in machines.rows)), *lists)
+        changing = tuple(np.array(column, dtype=np.int64) for column in lists)
+    codes, position, _, ready, starts = changing
+    return _Done(PerRank(Ops(codes), first), starts, position, ready)
 
 
-def _outputs(
-    cost: StageCosts, stage: int, num_microbatches: int
-) -> dict[Kind, tuple[Transfer, int]]:
-    """Per kind of op that sends: its message, and the first slot that it fills at the neighbour."""
-    outputs = {}
-    if cost.output:
-        outputs[Kind.F] = cost.output, 2 * (stage + 1) * num_microbatches
-    if cost.gradient:
-        outputs[Kind.I] = outputs[Kind.B] = cost.gradient, (2 * (stage - 1) + 1) * num_microbatches
-    return outputs
+def _check_done(schedule: Schedule, done: _Done) -> None:
+    num_ranks = len(schedule.ranks)
+    stuck = np.flatnonzero(done.position[:num_ranks] < schedule.ranks.first[1:])
+    if not len(stuck):
+        return
+    rank = int(stuck[0])
+    position = int(done.position[rank] - schedule.ranks.first[rank])
+    op = schedule.ranks[rank][position]
+    source = (
+        Op(op.stage - 1, Kind.F, op.microbatch)
+        if op.kind is Kind.F
+        else Op(op.stage + 1, Kind.I, op.microbatch)
+    )
+    raise ScheduleError(
+        f"rank {rank}, op {op} (position {position}): deadlock, it waits for the message of "
+        f"{source}, which never runs: ranks wait for each other in a cycle, or the op or its send "
+        "is missing",
+        schedule.grid(around=(rank, position)),
+    )
 
 
 def _gathers(costs: Sequence[StageCosts], schedule: Schedule) -> list[list[Span]]:
     """Gathers of each rank from time 0, in the order in which its stages need them."""
+    if not any(cost.gather_ns for cost in costs):
+        return [[] for _ in schedule.ranks]
     gathers = []
     for ops in schedule.ranks:
+        held, first_use = np.unique(split_code(ops.codes)[0], return_index=True)
         spans: list[Span] = []
-        for stage in dict.fromkeys(op.stage for op in ops if costs[op.stage].gather_ns):
-            start = spans[-1].end_ns if spans else 0
-            spans.append(Span(Op(stage, Kind.UNSHARD, None), start, start + costs[stage].gather_ns))
+        for stage in held[np.argsort(first_use)].tolist():
+            if costs[stage].gather_ns:
+                start = spans[-1].end_ns if spans else 0
+                end = start + costs[stage].gather_ns
+                spans.append(Span(Op(stage, Kind.UNSHARD, None), start, end))
         gathers.append(spans)
     return gathers
 
 
-def _reductions(
-    costs: Sequence[StageCosts], spans: Sequence[Span], gathers: Sequence[Span]
-) -> list[Span]:
+def _reductions(costs: Sequence[StageCosts], spans: Spans, gathers: Sequence[Span]) -> list[Span]:
     """Reductions of one rank: each after its stage's last W or B, one at a time."""
-    last_end = {span.op.stage: span.end_ns for span in spans if span.op.kind in (Kind.W, Kind.B)}
+    stages, kinds, _ = split_code(spans.ops.codes)
+    is_last = (kinds == Kind.W) | (kinds == Kind.B)
+    last_end = dict(zip(stages[is_last].tolist(), spans.end_ns[is_last].tolist(), strict=True))
     free = gathers[-1].end_ns if gathers else 0
     reductions = []
     for stage, ready in sorted(last_end.items(), key=lambda item: (item[1], item[0])):
@@ -247,59 +157,67 @@ def _reductions(
 def _timeline(
     costs: Sequence[StageCosts],
     schedule: Schedule,
-    clock: _Clock,
+    machines: Machines,
+    done: _Done,
     gathers: Sequence[Sequence[Span]],
 ) -> Timeline:
-    ranks = tuple(
-        tuple(map(Span, ops, starts, ends))
-        for ops, starts, ends in zip(schedule.ranks, clock.starts, clock.ends, strict=True)
+    codes = schedule.ranks.flat.codes
+    starts = done.starts[: len(codes)]
+    spans = Spans(codes, starts, machines.ends(codes, starts))
+    ranks = PerRank(spans, schedule.ranks.first)
+    collectives = _collectives(costs, ranks, gathers)
+    ends = [spans[-1].end_ns for spans in collectives if spans]
+    if len(spans):
+        ends.append(int(spans.end_ns.max()))
+    return Timeline(
+        ranks=ranks,
+        sends=_sends(machines, done),
+        collectives=collectives,
+        makespan_ns=max(ends, default=0),
+        peak_memory_bytes=peak_memory_bytes(costs, schedule),
+        peak_message_bytes=tuple(_peak_message_bytes(machines, done, ranks)),
     )
-    collectives = tuple(
+
+
+def _collectives(
+    costs: Sequence[StageCosts], ranks: PerRank[Spans], gathers: Sequence[Sequence[Span]]
+) -> tuple[tuple[Span, ...], ...]:
+    """Gathers and reductions of each rank; empty where no rank has any."""
+    if not any(cost.reduce_ns or cost.gather_ns for cost in costs):
+        return ()
+    return tuple(
         (*gathered, *_reductions(costs, spans, gathered))
         for spans, gathered in zip(ranks, gathers, strict=True)
     )
-    last = [spans[-1].end_ns for spans in (*ranks, *collectives) if spans]
-    return Timeline(
-        ranks=ranks,
-        sends=tuple(clock.messages),
-        collectives=collectives if any(collectives) else (),
-        makespan_ns=max(last, default=0),
-        peak_memory_bytes=peak_memory_bytes(costs, schedule),
-        peak_message_bytes=_peak_message_bytes(costs, clock, ranks),
-    )
 
 
-def _peak_message_bytes(
-    costs: Sequence[StageCosts], clock: _Clock, ranks: Sequence[Sequence[Span]]
-) -> tuple[int, ...]:
+def _sends(machines: Machines, done: _Done) -> Messages:
+    """The messages that were sent, channel by channel."""
+    begins, ends = done.jobs.first[:-1], done.position
+    channels = range(machines.num_ranks, machines.num_machines)
+    sent = [np.arange(begins[channel], ends[channel]) for channel in channels]
+    which = np.concatenate([NO_INTS, *sent])
+    codes, starts = done.jobs.flat.codes[which], done.starts[which]
+    machine, _, _, _, lag, target, _ = machines.rows
+    rows = codes >> MICROBATCH_BITS
+    ends_ns = machines.ends(codes, starts)
+    ranks = machine[op_row(split_code(codes)[0], Kind.F)], machine[target[rows]]
+    return Messages(codes, *ranks, starts, ends_ns, ends_ns + lag[rows])
+
+
+def _peak_message_bytes(machines: Machines, done: _Done, ranks: PerRank[Spans]) -> Iterator[int]:
     """Most bytes of inputs from other ranks that have arrived and wait for their op, per rank."""
-    sizes = [
-        [_input_bytes(costs, stage, kind) for kind in COMPUTE_KINDS] for stage in range(len(costs))
-    ]
-    slots, ready = clock.slots, clock.ready
-    peaks = []
-    for spans in ranks:
-        waits = [
-            (ready[slots[stage][kind] + microbatch], start, sizes[stage][kind])  # type: ignore[operator]
-            for (stage, kind, microbatch), start, _ in spans
-            if sizes[stage][kind]
-        ]
-        peaks.append(_peak_waiting(*np.array(waits, dtype=np.int64).T) if waits else 0)
-    return tuple(peaks)
-
-
-def _peak_waiting(arrivals: Times, starts: Times, num_bytes: Times) -> int:
-    times, changes = np.concatenate([arrivals, starts]), np.concatenate([num_bytes, -num_bytes])
-    in_order = np.lexsort((changes, times))  # at equal times releases come first
-    return max(0, int(np.cumsum(changes[in_order]).max()))
-
-
-def _input_bytes(costs: Sequence[StageCosts], stage: int, kind: Kind) -> int:
-    """Bytes that another rank sends for an op."""
-    if kind is Kind.W:
-        return 0
-    source = stage - 1 if kind is Kind.F else stage + 1
-    if not 0 <= source < len(costs):
-        return 0
-    transfer = costs[source].transfer(kind)
-    return transfer.num_bytes if transfer and transfer.src != transfer.dst else 0
+    for which, block in ranks.blocks():
+        spans = block.flat
+        num_bytes = machines.input_bytes[spans.ops.codes >> MICROBATCH_BITS]
+        waiting = np.flatnonzero(num_bytes)
+        rank = np.repeat(np.arange(len(which)), np.diff(block.first))[waiting]
+        arrivals = done.ready[machines.slots(spans.ops.codes[waiting])]
+        times = np.concatenate([spans.start_ns[waiting], arrivals])
+        # Rank by rank, and at equal times releases first. What is nearly sorted is soon sorted.
+        later = np.concatenate([rank, rank]) * (times.max(initial=0) + 1)
+        in_order = np.argsort(later + times, kind="stable")
+        changes = np.concatenate([-num_bytes[waiting], num_bytes[waiting]])[in_order]
+        first = np.searchsorted(rank, np.arange(len(which) + 1)) * 2
+        # All that arrives is used, so a rank begins with nothing.
+        yield from most_per_rank(np.cumsum(changes), first)

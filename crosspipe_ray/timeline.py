@@ -6,9 +6,13 @@ All times are integer nanoseconds from the start of the step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from crosspipe_ray.columns import Columns, Ints, Ops
 from crosspipe_ray.ops import Op
 
 
@@ -34,13 +38,68 @@ class Message(NamedTuple):
     arrive_ns: int
 
 
+class Spans(Columns[Span]):
+    """Spans of one rank, in order."""
+
+    __slots__ = ()
+
+    def __init__(self, codes: Ints, start_ns: Ints, end_ns: Ints) -> None:
+        super().__init__(codes, start_ns, end_ns)
+
+    @classmethod
+    def of(cls, spans: Iterable[Span]) -> Spans:
+        """Columns of any spans."""
+        if isinstance(spans, Spans):
+            return spans
+        spans = tuple(spans)
+        times = np.array([span[1:] for span in spans], dtype=np.int64).reshape(-1, 2)
+        return cls(Ops.of(span.op for span in spans).codes, *times.T)
+
+    @property
+    def ops(self) -> Ops:
+        """The ops without their times."""
+        return Ops(self.columns[0])
+
+    @property
+    def start_ns(self) -> Ints:
+        """Starts."""
+        return self.columns[1]
+
+    @property
+    def end_ns(self) -> Ints:
+        """Ends."""
+        return self.columns[2]
+
+    def __iter__(self) -> Iterator[Span]:
+        return map(Span, self.ops, self.start_ns.tolist(), self.end_ns.tolist())
+
+
+class Messages(Columns[Message]):
+    """Messages with their times."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, codes: Ints, src: Ints, dst: Ints, start_ns: Ints, end_ns: Ints, arrive_ns: Ints
+    ) -> None:
+        super().__init__(codes, src, dst, start_ns, end_ns, arrive_ns)
+
+    @property
+    def ops(self) -> Ops:
+        """The SEND ops without their times."""
+        return Ops(self.columns[0])
+
+    def __iter__(self) -> Iterator[Message]:
+        return map(Message, self.ops, *(column.tolist() for column in self.columns[1:]))
+
+
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Spans per rank in order, messages in channel order, and what follows from them.
+    """Spans per rank in order, messages channel by channel, and what follows from them.
 
     Attributes:
         ranks: compute spans of each rank, in order.
-        sends: timed messages, ordered by start within each channel.
+        sends: timed messages, in order within each channel.
         collectives: data-parallel gathers and reductions of each rank.
         makespan_ns: end of the last op or reduction.
         peak_memory_bytes: most activation bytes held at once, per rank (empty: not known).
@@ -48,8 +107,8 @@ class Timeline:
             known).
     """
 
-    ranks: tuple[tuple[Span, ...], ...]
-    sends: tuple[Message, ...] = ()
+    ranks: Sequence[Sequence[Span]]
+    sends: Sequence[Message] = ()
     collectives: tuple[tuple[Span, ...], ...] = ()
     makespan_ns: int = 0
     peak_memory_bytes: tuple[int, ...] = ()
@@ -58,7 +117,8 @@ class Timeline:
     @property
     def busy_ns(self) -> tuple[int, ...]:
         """Time each rank spends computing."""
-        return tuple(sum(span.end_ns - span.start_ns for span in spans) for spans in self.ranks)
+        lanes = map(Spans.of, self.ranks)
+        return tuple(int((spans.end_ns - spans.start_ns).sum()) for spans in lanes)
 
     @property
     def idle_ns(self) -> tuple[int, ...]:

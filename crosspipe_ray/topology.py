@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,40 +54,39 @@ class Topology:
     channels: tuple[str, ...]
 
 
-def topology_of(problem: Problem) -> Topology:
+def topology_of(problem: Problem, pairs: Iterable[tuple[int, int]] | None = None) -> Topology:
     """Resolves the links of a problem.
 
     A link between two ranks goes before one between their clusters.
 
+    Args:
+        problem: with links.
+        pairs: of ranks that matter; default: all, which are many where ranks are many.
+
     Raises:
         ProblemError: two links of the same kind for one pair.
     """
+    links = _links_by_ends(problem)
+    clusters = [rank.cluster for rank in problem.ranks]
     channels: dict[str, int] = {}
     routes: dict[tuple[int, int], Route] = {}
-    by_precision = sorted(problem.links, key=lambda link: isinstance(link.src, str))
-    for link in by_precision:
-        for pair in _pairs(problem, link):
-            known = routes.get(pair)
-            if known is None:
-                channel = channels.setdefault(_channel_name(link, pair), len(channels))
-                routes[pair] = Route(channel, round(link.latency_us * 1000), link)
-            elif type(known.link.src) is type(link.src):
-                raise ProblemError(
-                    f"links: {link.src}->{link.dst} is given twice for ranks {pair[0]}->{pair[1]}"
-                )
+    for src, dst in permutations(range(len(clusters)), 2) if pairs is None else pairs:
+        link = links.get((src, dst)) or links.get((clusters[src], clusters[dst]))
+        if link is not None:
+            name = _channel_name(link, (src, dst))
+            channel = channels.setdefault(name, len(channels))
+            routes[src, dst] = Route(channel, round(link.latency_us * 1000), link)
     return Topology(routes, tuple(channels))
 
 
-def _pairs(problem: Problem, link: Link) -> list[tuple[int, int]]:
-    if isinstance(link.src, int) and isinstance(link.dst, int):
-        return [(link.src, link.dst)]
-    clusters = [rank.cluster for rank in problem.ranks]
-    return [
-        (src, dst)
-        for src, src_cluster in enumerate(clusters)
-        for dst, dst_cluster in enumerate(clusters)
-        if src != dst and (src_cluster, dst_cluster) == (link.src, link.dst)
-    ]
+def _links_by_ends(problem: Problem) -> dict[tuple[int | str, int | str], Link]:
+    links: dict[tuple[int | str, int | str], Link] = {}
+    for link in problem.links:
+        ends = link.src, link.dst
+        if ends in links:
+            raise ProblemError(f"links: {link.src}->{link.dst} is given twice")
+        links[ends] = link
+    return links
 
 
 def _channel_name(link: Link, pair: tuple[int, int]) -> str:

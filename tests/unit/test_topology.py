@@ -62,11 +62,9 @@ def test_link_between_ranks_goes_before_their_clusters(turn: int) -> None:
     assert routes[0, 2].latency_ns == 5000
 
 
-@pytest.mark.parametrize(
-    ("src", "dst", "pair"), [(1, 2, "1->2"), ("us", "eu", "0->2"), ("us", "us", "0->1")]
-)
-def test_link_given_twice(src: int | str, dst: int | str, pair: str) -> None:
-    with pytest.raises(ProblemError, match=f"{src}->{dst} is given twice for ranks {pair}"):
+@pytest.mark.parametrize(("src", "dst"), [(1, 2), ("us", "eu"), ("us", "us")])
+def test_link_given_twice(src: int | str, dst: int | str) -> None:
+    with pytest.raises(ProblemError, match=f"{src}->{dst} is given twice"):
         resolve({"src": src, "dst": dst}, {"src": src, "dst": dst})
 
 
