@@ -5,8 +5,8 @@ a compiler has started; a large one pays for it. Machine code is kept on disk, b
 in the user's cache folder, so each machine compiles a loop once per version of its source.
 
 A loop takes what it needs as arrays, numbers and NamedTuples of them, allocates nothing (numba then
-leaves out all reference counting, which made loops over many arrays ten times slower), raises
-nothing, and finds its helpers in its own file (numba looks for changes in that one only).
+leaves out all reference counting, which makes loops over many arrays ten times slower), raises
+nothing, and has its helpers in its own file (numba looks for changes in that one only).
 
 ``CROSSPIPE_COMPILE=always`` compiles at first use, ``never`` stays with Python.
 """
@@ -75,21 +75,24 @@ class Loop:
 
     @cached_property
     def _dispatcher(self) -> Any:
-        return compiled(self._function, *self._helpers)
+        return compiled(self._function, *self._helpers, allocates=False)
 
 
 @cache
-def compiled(function: Callable[..., Any], *helpers: Callable[..., Any]) -> Any:
+def compiled(
+    function: Callable[..., Any], *helpers: Callable[..., Any], allocates: bool = True
+) -> Any:
     """Machine code of a function, compiled or read from disk when it is first called.
 
     Args:
         function: a plain function.
         helpers: the plain functions that it calls.
+        allocates: whether any of them makes a list or an array.
     """
     from numba import njit
     from numba.extending import register_jitable
 
-    options = {"_nrt": False, "error_model": "numpy"}
+    options = {"error_model": "numpy"} if allocates else {"error_model": "numpy", "_nrt": False}
     for helper in helpers:
         register_jitable(**options)(helper)
     return njit(cache=True, nogil=True, **options)(function)

@@ -46,6 +46,7 @@ _RAISE = Loop(
     sweeps.raise_row,
     sweeps.raise_by_edge,
     sweeps.raise_by_rank,
+    sweeps.forget_periods,
     sweeps.join,
 )
 
@@ -156,13 +157,18 @@ def mirrored(relaxation: Relaxation, costs: Sequence[StageCosts]) -> Relaxation:
 def heads_of(relaxation: Relaxation) -> Times:
     """Lower bounds on starts, shape (rows, microbatches), by sweeps until nothing moves."""
     count, num_rows = relaxation.num_microbatches, len(relaxation.durations)
-    room = count * max(map(len, relaxation.before), default=0)
+    most_before = max(map(len, relaxation.before))
+    begins, ends, after, within = np.zeros((4, count * most_before + 1), dtype=np.int64)
     work = Work(
         heads=np.repeat(np.array(relaxation.earliest, dtype=np.int64), count),
         seen=np.zeros(num_rows, dtype=np.int64),
         moved=np.zeros(num_rows, dtype=np.int64),
-        begins=np.zeros(room, dtype=np.int64),
-        ends=np.zeros(room, dtype=np.int64),
+        begins=begins,
+        ends=ends,
+        after=after,
+        within=within,
+        num_periods=np.zeros(1, dtype=np.int64),
+        latest=np.zeros(most_before, dtype=np.int64),
     )
     most_sweeps = _MAX_SWEEPS if num_rows * count < _LARGE else _FEW_SWEEPS
     raise_all = _RAISE.machine_code(python_s=_SWEEPS * _PYTHON_S * num_rows * count)

@@ -58,7 +58,11 @@ class Work(NamedTuple):
         heads: per op.
         seen: per row, when it was last looked at.
         moved: per row, when a head of it last moved.
-        begins, ends: room for the busy periods of a rank: M per row that comes before.
+        begins, ends: of the busy periods of a rank; M per row that comes before, and one more.
+        after: per period, the next one; -1: none.
+        within: per period, the one that it has become part of; itself: none.
+        num_periods: of length 1.
+        latest: per row that comes before, the period that it joined last.
     """
 
     heads: MutableSequence[int]
@@ -66,6 +70,10 @@ class Work(NamedTuple):
     moved: MutableSequence[int]
     begins: MutableSequence[int]
     ends: MutableSequence[int]
+    after: MutableSequence[int]
+    within: MutableSequence[int]
+    num_periods: MutableSequence[int]
+    latest: MutableSequence[int]
 
 
 def raise_heads(bonds: Bonds, work: Work, num_microbatches: int, most_sweeps: int) -> int:
@@ -139,45 +147,58 @@ def raise_by_rank(bonds: Bonds, work: Work, num_microbatches: int, row: int) -> 
     """Every op waits until its rank can have run all that must come before it.
 
     A machine that idles only when nothing is there ends as early as any. Its busy periods are kept
-    while ops join them, one of each row per microbatch.
+    while ops join them, one of each row per microbatch. The heads of a row go up, so each row looks
+    for its period from the latest one that it joined.
     """
-    heads, has_moved, num_periods = work.heads, False, 0
+    heads, has_moved, last = work.heads, False, 0
+    first, end = bonds.before_first[row], bonds.before_first[row + 1]
+    forget_periods(work, end - first)
     for m in range(num_microbatches):
-        for index in range(bonds.before_first[row], bonds.before_first[row + 1]):
+        for index in range(first, end):
             other, nth = bonds.before_row[index], m - bonds.before_shift[index]
             if nth >= 0 and bonds.durations[other] > 0:
                 head = heads[other * num_microbatches + nth]
-                num_periods = join(work, num_periods, head, bonds.durations[other])
+                period = join(work, work.latest[index - first], head, bonds.durations[other])
+                work.latest[index - first] = period
+                if work.after[period] < 0:
+                    last = period
         op = row * num_microbatches + m
-        if num_periods > 0 and heads[op] < work.ends[num_periods - 1]:
-            heads[op] = work.ends[num_periods - 1]
+        if heads[op] < work.ends[last]:
+            heads[op] = work.ends[last]
             has_moved = True
     return has_moved
 
 
-def join(work: Work, num_periods: int, head: int, duration: int) -> int:
-    """Adds an op to the busy periods and returns how many there are."""
-    begins, ends = work.begins, work.ends
-    at = num_periods
-    while at > 0 and begins[at - 1] > head:
-        at -= 1
-    if at > 0 and ends[at - 1] >= head:
-        at -= 1
-        ends[at] += duration
+def forget_periods(work: Work, num_rows: int) -> None:
+    """Leaves one period, empty and before all others."""
+    work.begins[0] = work.ends[0] = work.after[0] = -1
+    work.within[0], work.num_periods[0] = 0, 1
+    for index in range(num_rows):
+        work.latest[index] = 0
+
+
+def join(work: Work, period: int, head: int, duration: int) -> int:
+    """Adds an op to the busy periods, looking from one of them on; the period it is in."""
+    begins, ends, after = work.begins, work.ends, work.after
+    while work.within[period] != period:
+        period = work.within[period]
+    while after[period] >= 0 and begins[after[period]] <= head:
+        period = after[period]
+    if ends[period] >= head:
+        ends[period] += duration
     else:
-        for later in range(num_periods, at, -1):
-            begins[later], ends[later] = begins[later - 1], ends[later - 1]
-        begins[at], ends[at] = head, head + duration
-        num_periods += 1
-    num_merged = 0
-    while at + num_merged + 1 < num_periods and begins[at + num_merged + 1] <= ends[at]:
-        num_merged += 1
-        ends[at] += ends[at + num_merged] - begins[at + num_merged]
-    if num_merged > 0:
-        num_periods -= num_merged
-        for later in range(at + 1, num_periods):
-            begins[later], ends[later] = begins[later + num_merged], ends[later + num_merged]
-    return num_periods
+        new = work.num_periods[0]
+        work.num_periods[0] += 1
+        begins[new], ends[new], after[new], work.within[new] = (
+            head, head + duration, after[period], new,
+        )  # fmt: skip
+        after[period] = new
+        period = new
+    while after[period] >= 0 and begins[after[period]] <= ends[period]:
+        merged = after[period]
+        ends[period] += ends[merged] - begins[merged]
+        after[period], work.within[merged] = after[merged], period
+    return period
 
 
 def machine_bound(jobs: Jobs, done: MutableSequence[int], left: MutableSequence[int]) -> int:
