@@ -229,7 +229,7 @@ def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
         yield from _try_fixed(place, clock)
     if places[0].candidate.pattern is None:
         is_small = places[0].num_ops <= _MOST_EASY_OPS
-        yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.6))
+        yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.2))
     else:
         yield from _look_around(places, clock)
     for place in _favourites(places)[:1]:
@@ -240,7 +240,7 @@ def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], clock.share(0.15 if is_small else 0.6))
+        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_small else 0.6))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
