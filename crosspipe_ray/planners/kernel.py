@@ -1,15 +1,18 @@
 """The inner loop of list scheduling, on flat integer sequences.
 
 Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
-input is there. What works one thing at a time is a machine: first the channels, then the ranks.
+input is there. What works one thing at a time is a machine: the channels first, then the ranks. A
+machine sleeps until it may have something to start; the one that wakes first is found in a tree.
 
-`run` is plain Python on lists and machine code on arrays (`crosspipe_ray.compiled`).
+All of it runs as plain Python on lists and as machine code on arrays (`crosspipe_ray.compiled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
+
+from crosspipe_ray.compiled import Numbers
 
 NEVER = 1 << 60
 
@@ -37,25 +40,25 @@ class Net(NamedTuple):
         finish: per row, time after its last op (reduction).
     """
 
-    first: Sequence[int]
-    rows: Sequence[int]
-    rank: Sequence[int]
-    duration: Sequence[int]
-    after: Sequence[int]
-    taken: Sequence[int]
-    reserve: Sequence[int]
-    freed: Sequence[int]
-    closing: Sequence[int]
-    limit: Sequence[int]
-    target: Sequence[int]
-    own: Sequence[int]
-    shared: Sequence[int]
-    occupancy: Sequence[int]
-    latency: Sequence[int]
-    user_first: Sequence[int]
-    users: Sequence[int]
-    gate: Sequence[int]
-    finish: Sequence[int]
+    first: Numbers
+    rows: Numbers
+    rank: Numbers
+    duration: Numbers
+    after: Numbers
+    taken: Numbers
+    reserve: Numbers
+    freed: Numbers
+    closing: Numbers
+    limit: Numbers
+    target: Numbers
+    own: Numbers
+    shared: Numbers
+    occupancy: Numbers
+    latency: Numbers
+    user_first: Numbers
+    users: Numbers
+    gate: Numbers
+    finish: Numbers
 
 
 class State(NamedTuple):
@@ -68,24 +71,25 @@ class State(NamedTuple):
         sent: per row, messages that a shared channel has begun to carry.
         held: per rank, bytes.
         free: per machine, from when on.
-        wake: per machine, when it is looked at next.
+        wake: per machine, when it is looked at next: the leaves of a tree, in its second half, in
+            which node n is the least of nodes 2 n and 2 n + 1, and node 1 of all.
         order: the ops of each rank in order, from M x ``first``.
         length: per rank, entries of ``order`` in use.
         sends: messages (as ops) on shared channels, in the order in which they go.
         num_sends: of length 1: entries of ``sends`` in use.
     """
 
-    ready: MutableSequence[int]
-    starts: MutableSequence[int]
-    done: MutableSequence[int]
-    sent: MutableSequence[int]
-    held: MutableSequence[int]
-    free: MutableSequence[int]
-    wake: MutableSequence[int]
-    order: MutableSequence[int]
-    length: MutableSequence[int]
-    sends: MutableSequence[int]
-    num_sends: MutableSequence[int]
+    ready: Numbers
+    starts: Numbers
+    done: Numbers
+    sent: Numbers
+    held: Numbers
+    free: Numbers
+    wake: Numbers
+    order: Numbers
+    length: Numbers
+    sends: Numbers
+    num_sends: Numbers
 
 
 class Choice(NamedTuple):
@@ -98,9 +102,9 @@ class Choice(NamedTuple):
         goal: a rank waits only for an op that would miss this makespan otherwise.
     """
 
-    urgency: Sequence[int]
-    patience: Sequence[int]
-    cap: Sequence[int]
+    urgency: Numbers
+    patience: Numbers
+    cap: Numbers
     goal: int
 
 
@@ -112,7 +116,8 @@ def run(
 ) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Machines are looked at in the order of time, at equal times channels first.
+    Machines are looked at in the order of time, at equal times channels first: a message that
+    comes to its channel while a rank chooses must not lose its turn.
 
     Args:
         net: the problem.
@@ -254,9 +259,7 @@ def start(
     return end
 
 
-def arrive(
-    net: Net, state: State, num_microbatches: int, op: int, at: int
-) -> None:
+def arrive(net: Net, state: State, num_microbatches: int, op: int, at: int) -> None:
     """Makes the arrival of an op's message known to its receiver."""
     row = net.target[op // num_microbatches]
     state.ready[row * num_microbatches + op % num_microbatches] = at

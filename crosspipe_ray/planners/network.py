@@ -138,7 +138,7 @@ def order_of(problem: Problem, net: Net, state: State) -> Order:
     ops = [
         order[begin : begin + length] for begin, length in zip(begins, state.length, strict=True)
     ]
-    schedule = Schedule.of_codes(op_codes(problem, np.concatenate(ops)), state.length)
+    schedule = Schedule.of_codes(op_codes(problem, np.concatenate(ops)), list(state.length))
     return Order(schedule, _sends(net, state, problem.num_microbatches))
 
 
