@@ -1,8 +1,9 @@
 """The inner loop of list scheduling, on flat integer sequences.
 
 Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
-input is there. What works one thing at a time is a machine: the channels first, then the ranks. A
-machine sleeps until it may have something to start; the one that wakes first is found in a tree.
+input is there. What works one thing at a time is a machine: first the shared channels, then the
+ranks, then the channels of one row, which choose nothing and are never looked at. The others sleep
+until they may have something to start; the one that wakes first is found in a tree.
 
 All of it runs as plain Python on lists and as machine code on arrays (`crosspipe_ray.compiled`).
 """
@@ -32,10 +33,10 @@ class Net(NamedTuple):
         closing: per row that takes bytes, the row whose starts count against ``Choice.cap``.
         limit: per rank, bytes.
         target: per row, the row that waits for its message; -1: none.
-        own: per row, the channel if the row is its only user, else -1.
-        shared: per row, the channel if other rows use it too, else -1.
+        own: per row, the channel's machine if the row is its only user, else -1.
+        shared: per row, the channel's machine if other rows use it too, else -1.
         occupancy, latency: per row, of its message.
-        user_first, users: per channel and one more, the rows that share it.
+        user_first, users: per shared channel and one more, where its rows begin, and its rows.
         gate: per row, before which no op starts (gather).
         finish: per row, time after its last op (reduction).
     """
@@ -129,14 +130,14 @@ def run(
     Returns:
         The makespan.
     """
-    num_channels = len(net.user_first) - 1
+    num_shared = len(net.user_first) - 1
     makespan = 0
     while state.wake[1] < NEVER:
-        now, machine = state.wake[1], first_to_wake(state)
-        if machine < num_channels:
+        now, machine = state.wake[1], first_to_wake(state.wake)
+        if machine < num_shared:
             send(net, state, choice, num_microbatches, machine, now)
             continue
-        rank = machine - num_channels
+        rank = machine - num_shared
         if chooser is None:
             op = choose(net, state, choice, num_microbatches, rank, now)
         else:
@@ -145,38 +146,38 @@ def run(
             end = start(net, state, num_microbatches, machine, op, now)
             makespan = max(makespan, end + net.finish[op // num_microbatches])
         else:
-            wake_at(state, machine, next_arrival(net, state, num_microbatches, rank, now))
+            wake_at(state.wake, machine, next_arrival(net, state, num_microbatches, rank, now))
     return makespan
 
 
-def first_to_wake(state: State) -> int:
+def first_to_wake(wake: Numbers) -> int:
     """The machine with the least time; of equal ones the first."""
-    node, num_leaves = 1, len(state.wake) // 2
+    node, num_leaves, least = 1, len(wake) // 2, wake[1]
     while node < num_leaves:
         node *= 2
-        if state.wake[node] != state.wake[1]:
+        if wake[node] != least:
             node += 1
     return node - num_leaves
 
 
-def wake_at(state: State, machine: int, at: int) -> None:
-    """Sets the time of a machine."""
-    wake = state.wake
+def wake_at(wake: Numbers, machine: int, at: int) -> None:
+    """Sets the time of a machine, and the least times above it."""
     node = len(wake) // 2 + machine
     wake[node] = at
     while node > 1:
+        if wake[node ^ 1] < at:
+            at = wake[node ^ 1]
         node //= 2
-        least = min(wake[2 * node], wake[2 * node + 1])
-        if wake[node] == least:
+        if wake[node] == at:
             break
-        wake[node] = least
+        wake[node] = at
 
 
 def call(state: State, machine: int, at: int) -> None:
     """Has a machine looked at when it is free, but not before ``at``."""
     at = max(at, state.free[machine])
     if at < state.wake[len(state.wake) // 2 + machine]:
-        wake_at(state, machine, at)
+        wake_at(state.wake, machine, at)
 
 
 def choose(
@@ -247,7 +248,7 @@ def start(
     state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
     state.length[rank] += 1
     state.free[machine] = end
-    wake_at(state, machine, end)
+    wake_at(state.wake, machine, end)
     if net.shared[row] >= 0:
         call(state, net.shared[row], end)
     elif net.target[row] >= 0:
@@ -289,7 +290,7 @@ def send(
         state.num_sends[0] += 1
         state.free[channel] = now + net.occupancy[best]
         arrive(net, state, num_microbatches, op, state.free[channel] + net.latency[best])
-    wake_at(state, channel, NEVER)
+    wake_at(state.wake, channel, NEVER)
     for position in range(net.user_first[channel], net.user_first[channel + 1]):
         at = ready_to_send(net, state, num_microbatches, net.users[position])
         if at < NEVER:

@@ -26,7 +26,7 @@ from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 
 Triple = tuple[float, float, float]
-_PYTHON_S = 3e-6  # for an op in a pass
+_PYTHON_S = 4e-6  # for an op in a pass
 _NOTHING = np.zeros(0, dtype=np.int64)
 _RUN = Loop(
     run,
