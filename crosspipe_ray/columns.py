@@ -157,6 +157,22 @@ class Ops(Columns[Op]):
         """One code per op."""
         return self.columns[0]
 
+    @property
+    def stages(self) -> list[int]:
+        """The stages that there are, in order."""
+        stages: list[int] = np.unique(split_code(self.codes)[0]).tolist()
+        return stages
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds that there are."""
+        return {_KINDS[kind] for kind in np.unique(split_code(self.codes)[1])}
+
+    @property
+    def last_microbatch(self) -> int:
+        """The highest microbatch; 0 where there is none."""
+        return int(split_code(self.codes)[2].max(initial=0))
+
     def __iter__(self) -> Iterator[Op]:
         stages, kinds, microbatches = split_code(self.codes)
         numbers: list[int | None] = microbatches.tolist()

@@ -1,8 +1,8 @@
 """Inner loops: one source, run as Python on lists or as machine code (numba) on int64 arrays.
 
-Results are the same either way. Lists are what Python is fast on, and a small problem is done before
-a compiler has started; a large one pays for it. Machine code is kept on disk, beside the source or
-in the user's cache folder, so each machine compiles a loop once per version of its source.
+Results are the same either way. Lists are what Python is fast on, and a small problem is done
+before a compiler has started; a large one pays for it. Machine code is kept on disk, beside the
+source or in the user's cache folder: a machine compiles a loop once per version of its source.
 
 A loop takes what it needs as arrays, numbers and NamedTuples of them, allocates nothing (numba then
 leaves out all reference counting, which makes loops over many arrays ten times slower), raises
@@ -14,10 +14,10 @@ nothing, and has its helpers in its own file (numba looks for changes in that on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -25,7 +25,23 @@ SWITCH = "CROSSPIPE_COMPILE"
 _LOAD_S = 0.3  # to import numba and read machine code from disk
 _COMPILE_S = 3.0
 
-Fields = TypeVar("Fields", bound=NamedTuple)
+Fields = TypeVar("Fields", bound=tuple[Any, ...])  # a NamedTuple
+
+
+class Numbers(Protocol):
+    """Whole numbers: a list in Python, an int64 array for machine code."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    @overload
+    def __getitem__(self, index: int, /) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> Any: ...
+
+    def __setitem__(self, index: Any, value: Any, /) -> None: ...
 
 
 class Loop:
@@ -58,7 +74,8 @@ class Loop:
         if not (self._is_ready or wish == "always" or self._pays()):
             return None
         self._is_ready = True
-        return self._dispatcher
+        machine_code: Callable[..., Any] = self._dispatcher
+        return machine_code
 
     def _pays(self) -> bool:
         if self._python_s < _LOAD_S:
@@ -99,14 +116,16 @@ def compiled(
 
 
 def as_arrays(fields: Fields) -> Fields:
-    """The same fields, the sequences among them as int64 arrays."""
-    return type(fields)(
-        *(each if isinstance(each, int) else np.asarray(each, dtype=np.int64) for each in fields)
-    )
+    """The same NamedTuple, the sequences in it as int64 arrays."""
+    return _remade(fields, lambda each: np.asarray(each, dtype=np.int64))
 
 
 def as_lists(fields: Fields) -> Fields:
-    """The same fields, the arrays among them as flat lists."""
-    return type(fields)(
-        *(each.ravel().tolist() if isinstance(each, np.ndarray) else each for each in fields)
-    )
+    """The same NamedTuple, the sequences in it as flat lists."""
+    return _remade(fields, lambda each: np.ravel(each).tolist())
+
+
+def _remade(fields: Fields, convert: Callable[[Any], Any]) -> Fields:
+    make: Any = type(fields)
+    made: Fields = make(*(each if isinstance(each, int) else convert(each) for each in fields))
+    return made

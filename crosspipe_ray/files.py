@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from crosspipe_ray.errors import InputError
@@ -15,17 +17,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with new_file(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write into, which takes the name of ``path`` once all went well.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written.
+    """
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise InputError(f"{path}: cannot write into {path.parent}: {error.strerror}") from None
-    temporary = Path(name)
+    os.close(descriptor)
+    part = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

@@ -23,13 +23,14 @@ class Recipe:
         bandwidth_ratio: occupancy of the link by one message over ``forward_us`` (T_bw / T_F).
         memory: rank's limit in units of what 1F1B's first rank holds (one microbatch per rank);
             None: no limit.
+        num_stages_per_rank: default: 1, or 2 where the pattern visits a rank more than once.
     """
 
     num_ranks: int
     num_microbatches: int
     clusters: tuple[str, ...] = ("us", "eu")
     pattern: Pattern = Pattern.ONE_PER_RANK
-    num_stages_per_rank: int = 1
+    num_stages_per_rank: int | None = None
     forward_us: float = 1000.0
     backward_input_us: float = 1000.0
     backward_weight_us: float = 1000.0
@@ -38,6 +39,11 @@ class Recipe:
     latency_ratio: float = 0.0
     bandwidth_ratio: float = 0.0
     memory: float | None = None
+
+    @property
+    def num_visits(self) -> int:
+        """Stages on each rank."""
+        return self.num_stages_per_rank or (1 if self.pattern is Pattern.ONE_PER_RANK else 2)
 
 
 def generate(recipe: Recipe) -> Problem:
@@ -51,7 +57,7 @@ def generate(recipe: Recipe) -> Problem:
     clusters = [_cluster(recipe, rank) for rank in range(recipe.num_ranks)]
     positions = recipe.pattern.positions(
         recipe.num_ranks,
-        recipe.num_stages_per_rank,
+        recipe.num_visits,
         region_sizes=tuple(Counter(clusters).values()),
     )
     return Problem(
@@ -67,9 +73,9 @@ def _check(recipe: Recipe) -> None:
         raise ProblemError(
             f"--clusters {','.join(recipe.clusters)}: more than the {recipe.num_ranks} ranks"
         )
-    if not recipe.pattern.allows(recipe.num_stages_per_rank):
+    if not recipe.pattern.allows(recipe.num_visits):
         raise ProblemError(
-            f"--stages-per-rank {recipe.num_stages_per_rank}: the placement "
+            f"--stages-per-rank {recipe.num_visits}: the placement "
             f"{recipe.pattern.value} is {recipe.pattern.meaning}"
         )
 
@@ -79,7 +85,7 @@ def _cluster(recipe: Recipe, rank: int) -> str:
 
 
 def _stage(recipe: Recipe, rank: int) -> Stage:
-    share = recipe.num_stages_per_rank
+    share = recipe.num_visits
     return Stage(
         rank=rank,
         forward_us=recipe.forward_us / share,

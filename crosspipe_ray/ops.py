@@ -40,8 +40,10 @@ class Kind(IntEnum):
     """Data-parallel reduction of a stage's gradients, after its last W."""
 
 
+# Of an op's code, an integer of 64 bits.
 KIND_BITS, MICROBATCH_BITS = 4, 32
 MICROBATCH_MASK = (1 << MICROBATCH_BITS) - 1
+MAX_STAGES, MAX_MICROBATCHES = 1 << 27, 1 << MICROBATCH_BITS
 COMPUTE_KINDS = (Kind.F, Kind.I, Kind.W, Kind.B)
 
 
@@ -95,6 +97,8 @@ def parse_op(text: str) -> Op:
     if match is None:
         raise ScheduleError(f"'{text}' is no op; one looks like 2F0, 1I3, 1W3, 0B2 or 0SEND_F1")
     stage, kind, microbatch = int(match[1]), Kind[match[2]], match[3]
+    if stage >= MAX_STAGES or int(microbatch or 0) >= MAX_MICROBATCHES:
+        raise ScheduleError(f"'{text}' is no op: there are not so many stages or microbatches")
     if (microbatch == "") != (kind in _WHOLE_STAGE):
         raise ScheduleError(
             f"'{text}' is no op: {kind.name} takes {'no' if microbatch else 'a'} microbatch"

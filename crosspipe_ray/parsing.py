@@ -36,11 +36,20 @@ def parse_model(model: type[Model], raw: object, *, source: str, error: type[Inp
 def read_json(path: Path, *, error: type[InputError]) -> Any:
     """Reads a JSON file, or raises ``error`` with one line that names it."""
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
     except OSError as failure:
         raise error(f"{path}: {failure.strerror}") from None
     except ValueError as failure:
         raise error(f"{path}: not JSON: {failure}") from None
+    return parse_json(text, source=str(path), error=error)
+
+
+def parse_json(text: str, *, source: str, error: type[InputError]) -> Any:
+    """Reads JSON, or raises ``error`` with one line that names the source."""
+    try:
+        return json.loads(text)
+    except ValueError as failure:
+        raise error(f"{source}: not JSON: {failure}") from None
 
 
 def _first_problem(failure: ValidationError, model: type[BaseModel]) -> str:

@@ -7,25 +7,30 @@ everything, so an edited plan that breaks a rule never gets to a rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
+from crosspipe_ray.columns import Ops, PerRank
 from crosspipe_ray.errors import PlanError, ScheduleError
 from crosspipe_ray.files import write_atomically
 from crosspipe_ray.ops import Op, parse_op
-from crosspipe_ray.parsing import parse_model, read_json
+from crosspipe_ray.parsing import parse_json, parse_model, read_json
 from crosspipe_ray.problem import Problem, Record, problem_json
 from crosspipe_ray.schedule import Schedule, validate
 from crosspipe_ray.simulate import simulate
-from crosspipe_ray.timeline import Message, Span, Timeline
+from crosspipe_ray.timeline import Message, Messages, Span, Spans, Timeline, spans_per_rank
 
 Status = Literal["proven", "gap", "time_limit"]
 _EDITED = "the file was edited: plan it again"
+_PARQUET = ".parquet"
+_MOST_JSON_OPS = 1_000_000
+RowsT = TypeVar("RowsT", Spans, Messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,9 @@ class Plan:
         return replace(self, lower_bound_ns=lower_bound_ns, status=status)
 
     @property
-    def send_order(self) -> tuple[Op, ...]:
+    def send_order(self) -> Sequence[Op]:
         """SEND ops in the order in which their channels serve them."""
-        return tuple(message.op for message in self.timeline.sends)
+        return Messages.of(self.timeline.sends).ops
 
 
 class SpanEntry(Record):
@@ -84,8 +89,8 @@ class SendEntry(SpanEntry):
     arrive_us: float = Field(ge=0)
 
 
-class PlanFile(Record):
-    """The file.
+class PlanHeader(Record):
+    """The file, but for its ops and messages.
 
     ``collectives`` is one list for all ranks: an op names its stage, and so its rank.
     """
@@ -100,21 +105,64 @@ class PlanFile(Record):
     wall_s: float = Field(ge=0)
     problem: Problem
     problem_sha256: str
-    ranks: tuple[tuple[SpanEntry, ...], ...]
-    sends: tuple[SendEntry, ...] = ()
     collectives: tuple[SpanEntry, ...] = ()
     peak_message_bytes: tuple[int, ...] | None = None
     p50_us: float | None = Field(None, ge=0)
     p95_us: float | None = Field(None, ge=0)
 
 
+class PlanFile(PlanHeader):
+    """The file as JSON. As Parquet, ops and messages are rows, and the rest is the metadata."""
+
+    ranks: tuple[tuple[SpanEntry, ...], ...]
+    sends: tuple[SendEntry, ...] = ()
+
+
+_Contents = tuple[PlanHeader, PerRank[Spans], Messages]
+
+
+def check_can_hold(path: Path, num_ops: int) -> None:
+    """Refuses to write millions of ops as JSON, which would fill the memory.
+
+    Raises:
+        PlanError: says what the file should be called.
+    """
+    if path.suffix != _PARQUET and num_ops > _MOST_JSON_OPS:
+        raise PlanError(
+            f"{path}: {num_ops} ops are too many for JSON, which takes {_MOST_JSON_OPS}; "
+            f"name it {path.with_suffix(_PARQUET).name}"
+        )
+
+
 def write_plan(plan: Plan, path: Path) -> None:
-    """Writes a plan file, whole or not at all."""
-    write_atomically(path, json.dumps(plan_json(plan), separators=(",", ":")) + "\n")
+    """Writes a plan file, whole or not at all: ``.parquet`` as Parquet, any other as JSON.
+
+    Raises:
+        PlanError: there are too many ops for JSON.
+        InputError: the folder does not exist or cannot be written.
+    """
+    timeline = plan.timeline
+    check_can_hold(path, sum(map(len, timeline.ranks)))
+    if path.suffix == _PARQUET:
+        from crosspipe_ray.plan_table import write_table
+
+        header = json.dumps({**_summary_json(plan), **_rest_json(plan)})
+        write_table(path, header, spans_per_rank(timeline.ranks), Messages.of(timeline.sends))
+    else:
+        write_atomically(path, json.dumps(plan_json(plan), separators=(",", ":")) + "\n")
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON data."""
+    return {
+        **_summary_json(plan),
+        "ranks": [[_span_json(span) for span in spans] for spans in plan.timeline.ranks],
+        "sends": [_send_json(message) for message in plan.timeline.sends],
+        **_rest_json(plan),
+    }
+
+
+def _summary_json(plan: Plan) -> dict[str, object]:
     timeline = plan.timeline
     quantiles = {"p50_us": plan.p50_ns, "p95_us": plan.p95_ns}
     return {
@@ -129,15 +177,19 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "wall_s": round(plan.wall_s, 6),
         "problem": problem_json(plan.problem),
         "problem_sha256": plan.problem.sha256,
-        "ranks": [[_span_json(span) for span in spans] for spans in timeline.ranks],
-        "sends": [_send_json(message) for message in timeline.sends],
+    }
+
+
+def _rest_json(plan: Plan) -> dict[str, object]:
+    timeline = plan.timeline
+    return {
         "collectives": [_span_json(span) for spans in timeline.collectives for span in spans],
         "peak_message_bytes": list(timeline.peak_message_bytes),
     }
 
 
 def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
-    """Reads and checks a plan file.
+    """Reads and checks a plan file, JSON or Parquet.
 
     Args:
         path: the file.
@@ -149,75 +201,118 @@ def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
         ScheduleError: its ops break a rule (missing, twice, in the wrong order, over memory, in a
             cycle).
     """
-    file = parse_model(
-        PlanFile, read_json(path, error=PlanError), source=str(path), error=PlanError
-    )
-    if file.problem_sha256 != file.problem.sha256:
+    header, ranks, sends = _read_parquet(path) if _is_parquet(path) else _read_json(path)
+    if header.problem_sha256 != header.problem.sha256:
         raise PlanError(
             f"{path}: problem_sha256 is not the digest of the problem in the file; plan it again"
         )
-    if problem is not None and problem.sha256 != file.problem.sha256:
+    if problem is not None and problem.sha256 != header.problem.sha256:
         raise PlanError(
-            f"{path}: the plan is for another problem ({file.problem_sha256[:12]}), not for the "
+            f"{path}: the plan is for another problem ({header.problem_sha256[:12]}), not for the "
             f"given one ({problem.sha256[:12]}); plan it again with `crosspipe plan`"
         )
+    if not header.problem.stages:
+        raise PlanError(
+            f"{path}: problem.stages: missing; a plan names the stage and rank of every layer"
+        )
     try:
-        return _checked(file, path)
+        return _checked(header, ranks, sends, path)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}", error.grid) from None
 
 
-def _checked(file: PlanFile, path: Path) -> Plan:
-    if not file.problem.stages:
-        raise PlanError(
-            f"{path}: problem.stages: missing; a plan names the stage and rank of every layer"
-        )
-    schedule = Schedule.of(_ops(entries) for entries in file.ranks)
-    validate(file.problem, schedule)
-    timeline = simulate(file.problem, schedule, send_order=_ops(file.sends))
-    _check_times(file, timeline, path)
+def _is_parquet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def _read_json(path: Path) -> _Contents:
+    raw = read_json(path, error=PlanError)
+    file = parse_model(PlanFile, raw, source=str(path), error=PlanError)
+    try:
+        ranks = spans_per_rank([_span(entry) for entry in entries] for entries in file.ranks)
+        sends = Messages.of(map(_message, file.sends))
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from None
+    return file, ranks, sends
+
+
+def _read_parquet(path: Path) -> _Contents:
+    from crosspipe_ray.plan_table import read_metadata, read_table
+
+    raw = parse_json(read_metadata(path), source=str(path), error=PlanError)
+    header = parse_model(PlanHeader, raw, source=str(path), error=PlanError)
+    return header, *read_table(path, len(header.problem.ranks))
+
+
+def _checked(header: PlanHeader, ranks: PerRank[Spans], sends: Messages, path: Path) -> Plan:
+    schedule = Schedule(PerRank(ranks.flat.ops, ranks.first))
+    validate(header.problem, schedule)
+    timeline = simulate(header.problem, schedule, send_order=sends.ops)
+    _check_times(header, ranks, sends, timeline, path)
     return Plan(
-        problem=file.problem,
+        problem=header.problem,
         schedule=schedule,
         timeline=timeline,
-        method=file.method,
-        status=file.status,
-        seed=file.seed,
-        lower_bound_ns=_ns(file.lower_bound_us),
-        wall_s=file.wall_s,
-        p50_ns=None if file.p50_us is None else _ns(file.p50_us),
-        p95_ns=None if file.p95_us is None else _ns(file.p95_us),
+        method=header.method,
+        status=header.status,
+        seed=header.seed,
+        lower_bound_ns=_ns(header.lower_bound_us),
+        wall_s=header.wall_s,
+        p50_ns=None if header.p50_us is None else _ns(header.p50_us),
+        p95_ns=None if header.p95_us is None else _ns(header.p95_us),
     )
 
 
-def _check_times(file: PlanFile, timeline: Timeline, path: Path) -> None:
-    if _ns(file.makespan_us) != timeline.makespan_ns:
+def _check_times(
+    header: PlanHeader, ranks: PerRank[Spans], sends: Messages, timeline: Timeline, path: Path
+) -> None:
+    if _ns(header.makespan_us) != timeline.makespan_ns:
         raise PlanError(
-            f"{path}: makespan_us is {file.makespan_us:.3f}, but its ops take "
+            f"{path}: makespan_us is {header.makespan_us:.3f}, but its ops take "
             f"{timeline.makespan_ns / 1000:.3f} us; {_EDITED}"
         )
-    spans = chain.from_iterable((*timeline.ranks, *timeline.collectives))
-    planned: dict[Op, tuple[int, ...]] = {span.op: span[1:] for span in spans}
-    planned |= {message.op: message[1:] for message in timeline.sends}
-    for entry in (*chain.from_iterable(file.ranks), *file.sends, *file.collectives):
-        if planned.get(parse_op(entry.op)) != _stated(entry):
-            raise PlanError(f"{path}: {entry.op} has not the times that it takes; {_EDITED}")
+    stated = Spans.of(map(_span, header.collectives))
+    planned = Spans.of(chain.from_iterable(timeline.collectives))
+    wrong = chain(
+        _differing(ranks.flat, spans_per_rank(timeline.ranks).flat),
+        _differing(sends, Messages.of(timeline.sends)),
+        _differing(stated, planned),
+    )
+    for op in wrong:
+        raise PlanError(f"{path}: {op} has not the times that it takes; {_EDITED}")
 
 
-def _stated(entry: SpanEntry) -> tuple[int, ...]:
-    """An entry as the fields of a Span or Message after its op."""
-    times = _ns(entry.start_us), _ns(entry.end_us)
-    if isinstance(entry, SendEntry):
-        return (entry.src, entry.dst, *times, _ns(entry.arrive_us))
-    return times
+def _differing(stated: RowsT, planned: RowsT) -> Ops:
+    """Ops that do not stand with the same values in both, in whatever order."""
+    if not np.array_equal(stated.columns[0], planned.columns[0]):
+        stated, planned = _by_op(stated), _by_op(planned)
+    codes, other_codes = stated.columns[0], planned.columns[0]
+    if not np.array_equal(codes, other_codes):  # one too many, or too few
+        return Ops(np.setxor1d(codes, other_codes))
+    pairs = zip(stated.columns, planned.columns, strict=True)
+    return Ops(codes[np.any([mine != its for mine, its in pairs], axis=0)])
+
+
+def _by_op(rows: RowsT) -> RowsT:
+    in_order = np.argsort(rows.columns[0], kind="stable")
+    return type(rows)(*(column[in_order] for column in rows.columns))
 
 
 def _ns(microseconds: float) -> int:
     return round(microseconds * 1000)
 
 
-def _ops(entries: Iterable[SpanEntry]) -> list[Op]:
-    return [parse_op(entry.op) for entry in entries]
+def _span(entry: SpanEntry) -> Span:
+    return Span(parse_op(entry.op), _ns(entry.start_us), _ns(entry.end_us))
+
+
+def _message(entry: SendEntry) -> Message:
+    op, start_ns, end_ns = _span(entry)
+    return Message(op, entry.src, entry.dst, start_ns, end_ns, _ns(entry.arrive_us))
 
 
 def _span_json(span: Span) -> dict[str, object]:

@@ -188,6 +188,11 @@ class Problem(Record):
             held[stage.rank].append(index)
         return tuple(tuple(stages) for stages in held)
 
+    @property
+    def least_num_ops(self) -> int:
+        """Fewest compute ops of a schedule: each stage and microbatch has F and B."""
+        return 2 * self.num_microbatches * max(len(self.stages), len(self.ranks))
+
     def is_fused(self, stage: int) -> bool:
         """Whether the stage's backward is one op B by the problem's own word."""
         own = self.stages[stage].fused_backward

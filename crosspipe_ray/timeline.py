@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosspipe_ray.columns import Columns, Ints, Ops
+from crosspipe_ray.columns import Columns, Ints, Ops, PerRank
 from crosspipe_ray.ops import Op
 
 
@@ -74,6 +74,15 @@ class Spans(Columns[Span]):
         return map(Span, self.ops, self.start_ns.tolist(), self.end_ns.tolist())
 
 
+def spans_per_rank(ranks: Iterable[Iterable[Span]]) -> PerRank[Spans]:
+    """Columns of the spans of each rank."""
+    if isinstance(ranks, PerRank):
+        return ranks
+    lanes = [tuple(spans) for spans in ranks]
+    flat = Spans.of(span for spans in lanes for span in spans)
+    return PerRank.of_lengths(flat, [len(spans) for spans in lanes])
+
+
 class Messages(Columns[Message]):
     """Messages with their times."""
 
@@ -83,6 +92,15 @@ class Messages(Columns[Message]):
         self, codes: Ints, src: Ints, dst: Ints, start_ns: Ints, end_ns: Ints, arrive_ns: Ints
     ) -> None:
         super().__init__(codes, src, dst, start_ns, end_ns, arrive_ns)
+
+    @classmethod
+    def of(cls, messages: Iterable[Message]) -> Messages:
+        """Columns of any messages."""
+        if isinstance(messages, Messages):
+            return messages
+        messages = tuple(messages)
+        numbers = np.array([message[1:] for message in messages], dtype=np.int64).reshape(-1, 5)
+        return cls(Ops.of(message.op for message in messages).codes, *numbers.T)
 
     @property
     def ops(self) -> Ops:

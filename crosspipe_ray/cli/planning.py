@@ -75,13 +75,12 @@ def problem(
     from crosspipe_ray.planners.placement import Pattern
     from crosspipe_ray.problem import problem_json
 
-    pattern = Pattern(placement.value)
     recipe = Recipe(
         num_ranks=ranks,
         num_microbatches=num_microbatches,
         clusters=tuple(name.strip() for name in clusters.split(","))[:ranks],
-        pattern=pattern,
-        num_stages_per_rank=stages_per_rank or (1 if pattern is Pattern.ONE_PER_RANK else 2),
+        pattern=Pattern(placement.value),
+        num_stages_per_rank=stages_per_rank,
         forward_us=forward_us,
         backward_input_us=backward_input_us,
         backward_weight_us=backward_weight_us,
@@ -109,7 +108,7 @@ def plan(
 ) -> None:
     """Plan a problem: the order of every op and message."""
     from crosspipe_ray.errors import ProblemError
-    from crosspipe_ray.plan import write_plan
+    from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Attempt, Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
@@ -122,12 +121,13 @@ def plan(
         return
     if problem_file is None:
         raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
+    its_problem = read_problem(problem_file)
+    if output:
+        check_can_hold(output, its_problem.least_num_ops)
     attempts: list[Attempt] = []
     budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
-    chosen = make(
-        read_problem(problem_file), method=method, budget=budget, on_attempt=attempts.append
-    )
+    chosen = make(its_problem, method=method, budget=budget, on_attempt=attempts.append)
     console = _console()
     if len(attempts) > 1:
         console.print(attempts_table(attempts))
@@ -137,7 +137,7 @@ def plan(
 
 
 def simulate(
-    file: Annotated[Path, typer.Argument(metavar="PLAN.json|PROBLEM.json")],
+    file: Annotated[Path, typer.Argument(metavar="PLAN|PROBLEM.json")],
     schedule: Annotated[
         Path | None, typer.Option(help="CSV of compute ops to run on a PROBLEM.json.")
     ] = None,
@@ -148,7 +148,7 @@ def simulate(
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    file: Annotated[Path, typer.Argument(metavar="PLAN")],
     svg: Annotated[Path | None, typer.Option(help="Also draw a picture.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Also write a Perfetto trace.")] = None,
 ) -> None:
@@ -174,7 +174,7 @@ def show(
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    file: Annotated[Path, typer.Argument(metavar="PLAN")],
     format_: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.TORCH_CSV,
     output: Output = None,
 ) -> None:
@@ -254,12 +254,13 @@ def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("rank", "cluster", "busy", "idle", "peak memory", "peak messages"):
         table.add_column(column, justify="left" if column == "cluster" else "right")
+    busy_ns = timeline.busy_ns
     for rank, each in enumerate(its_problem.ranks):
         table.add_row(
             str(rank),
             each.cluster,
-            f"{timeline.busy_ns[rank] / 1e6:.3f} ms",
-            f"{timeline.idle_ns[rank] / 1e6:.3f} ms",
+            f"{busy_ns[rank] / 1e6:.3f} ms",
+            f"{(timeline.makespan_ns - busy_ns[rank]) / 1e6:.3f} ms",
             format_bytes(timeline.peak_memory_bytes[rank]),
             format_bytes(timeline.peak_message_bytes[rank]),
         )

@@ -59,7 +59,7 @@ def prepare(
 
 
 def rehearse(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN.json")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN")],
     steps: Annotated[int, typer.Option(min=1, help="How often the plan is run.")] = 3,
     transport: Annotated[TransportName, typer.Option()] = TransportName.COLLECTIVE,
     emulate_links: Annotated[
@@ -106,7 +106,7 @@ def train(
     address: Address = None,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="PLAN.json", help="Train by it; default: profile and plan."),
+        typer.Option(metavar="PLAN", help="Train by it; default: profile and plan."),
     ] = None,
     links: Annotated[
         Path | None,

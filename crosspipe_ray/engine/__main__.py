@@ -1,7 +1,7 @@
 """``torchrun -m crosspipe_ray.engine FILE``: rehearses a plan or trains a config, without Ray.
 
-FILE is a plan (.json) to rehearse with its links emulated, or a run's configuration (.yaml) to
-profile, plan and train by. Emulated links need all ranks on one host.
+FILE is a plan (.json, .parquet) to rehearse with its links emulated, or a run's configuration
+(.yaml) to profile, plan and train by. Emulated links need all ranks on one host.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> int:
     """Runs this process's rank; exit codes are those of the ``crosspipe`` command."""
     options = _parse()
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    run = _rehearse if options.file.suffix == ".json" else _train
+    run = _rehearse if options.file.suffix in (".json", ".parquet") else _train
     try:
         run(options, rank, num_ranks)
     except CrosspipeError as error:
@@ -61,7 +61,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="torchrun -m crosspipe_ray.engine", description=__doc__)
-    parser.add_argument("file", type=Path, help="a plan (.json) or a configuration (.yaml)")
+    parser.add_argument(
+        "file", type=Path, help="a plan (.json, .parquet) or a configuration (.yaml)"
+    )
     parser.add_argument("--steps", type=int, default=3, help="steps of a rehearsal")
     parser.add_argument("--real-links", action="store_true", help="emulate none in a rehearsal")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -84,7 +84,7 @@ def lower_bound_ns(problem: Problem) -> int:
 
 
 def tails_from_start(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> Times:
-    """Least time from the start of an op to the end of the step, shape (3 x stages, microbatches)."""
+    """Least time from the start of an op to the end of the step, by row of the kernel."""
     durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
     from_start: Times = (bounds.tails + durations[:, :, None]).reshape(durations.size, -1)
     return from_start
@@ -96,13 +96,13 @@ def jackson_bound(jobs: Jobs) -> int:
     >>> jackson_bound(Jobs([0, 1, 2], [4, 1], [0, 1], [0, 6]))
     8
     """
-    num_rows = len(jobs.durations)
+    done = np.zeros(len(jobs.durations), dtype=np.int64)
     machine_code = _JACKSON.machine_code(python_s=_PYTHON_S * len(jobs.heads))
     if machine_code:
         jobs = as_arrays(jobs)
-        return int(machine_code(jobs, np.zeros_like(jobs.durations), jobs.durations.copy()))
+        return int(machine_code(jobs, done, np.array(jobs.durations)))
     jobs = as_lists(jobs)
-    return machine_bound(jobs, [0] * num_rows, [*jobs.durations])
+    return machine_bound(jobs, done.tolist(), list(jobs.durations))
 
 
 def _rank_jobs(problem: Problem, heads: Times, durations: Times, tails: Times) -> Iterator[Jobs]:

@@ -18,10 +18,13 @@ units of their own, smaller stages.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from crosspipe_ray.columns import Ints
 from crosspipe_ray.errors import ProblemError
-from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.ops import Kind, Op, op_code
 from crosspipe_ray.planners.placement import Pattern, follows
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
@@ -30,26 +33,14 @@ from crosspipe_ray.schedule import Schedule
 def gpipe(problem: Problem) -> Schedule:
     """All forwards, then all backwards (Huang et al., 2019)."""
     _require(problem, "gpipe", Pattern.ONE_PER_RANK)
-    microbatches = range(problem.num_microbatches)
-    return _per_stage(
-        problem,
-        lambda stage: [Op(stage, kind, m) for kind in (Kind.F, Kind.B) for m in microbatches],
-    )
+    return _in_rounds(problem, lambda _: ((Kind.F, -problem.num_microbatches), (Kind.B, 0)))
 
 
 def one_forward_one_backward(problem: Problem) -> Schedule:
     """Forwards until the first gradient is back, then one for every backward (PipeDream-flush)."""
     _require(problem, "1f1b", Pattern.ONE_PER_RANK)
-
-    def ops(stage: int) -> Iterator[Op]:
-        count = _Counter(problem.num_microbatches)
-        for _ in range(len(problem.stages) - stage - 1):
-            yield from count.next(stage, Kind.F)
-        for _ in range(problem.num_microbatches):
-            yield from count.next(stage, Kind.F)
-            yield from count.next(stage, Kind.B)
-
-    return _per_stage(problem, ops)
+    last = len(problem.stages) - 1
+    return _in_rounds(problem, lambda stage: ((Kind.F, stage - last), (Kind.B, 0)))
 
 
 def zb_h1(problem: Problem) -> Schedule:
@@ -59,20 +50,8 @@ def zb_h1(problem: Problem) -> Schedule:
     W's that are left. Optimal at zero delay and equal times with memory for p microbatches.
     """
     _require(problem, "zb-h1", Pattern.ONE_PER_RANK)
-
-    def ops(stage: int) -> Iterator[Op]:
-        count = _Counter(problem.num_microbatches)
-        for _ in range(len(problem.stages) - stage):
-            yield from count.next(stage, Kind.F)
-        for microbatch in range(problem.num_microbatches):
-            yield from count.next(stage, Kind.I)
-            if microbatch >= stage:
-                yield from count.next(stage, Kind.W)
-            yield from count.next(stage, Kind.F)
-        for _ in range(stage):
-            yield from count.next(stage, Kind.W)
-
-    return _per_stage(problem, ops)
+    p = len(problem.stages)
+    return _in_rounds(problem, lambda s: ((Kind.I, 0), (Kind.W, s), (Kind.F, s - p)))
 
 
 def zb_h2(problem: Problem) -> Schedule:
@@ -81,21 +60,8 @@ def zb_h2(problem: Problem) -> Schedule:
     Rank s runs F^(2(p-s)-1), (I F)^2s, (I W F)*, (I W)*, and the W's that are left.
     """
     _require(problem, "zb-h2", Pattern.ONE_PER_RANK)
-    num_stages = len(problem.stages)
-
-    def ops(stage: int) -> Iterator[Op]:
-        count = _Counter(problem.num_microbatches)
-        for _ in range(2 * (num_stages - stage) - 1):
-            yield from count.next(stage, Kind.F)
-        for microbatch in range(problem.num_microbatches):
-            yield from count.next(stage, Kind.I)
-            if microbatch >= 2 * stage:
-                yield from count.next(stage, Kind.W)
-            yield from count.next(stage, Kind.F)
-        for _ in range(2 * stage):
-            yield from count.next(stage, Kind.W)
-
-    return _per_stage(problem, ops)
+    p = len(problem.stages)
+    return _in_rounds(problem, lambda s: ((Kind.I, 0), (Kind.W, 2 * s), (Kind.F, 2 * (s - p) + 1)))
 
 
 def interleaved(problem: Problem) -> Schedule:
@@ -269,9 +235,22 @@ def _rounds(problem: Problem, position: int, kind: Kind, chunks: range) -> list[
     ]
 
 
-def _per_stage(problem: Problem, ops: Callable[[int], Iterable[Op]]) -> Schedule:
-    """A schedule of one stage per rank, on whatever rank each stage is."""
-    return Schedule.of(ops(stages[0]) for stages in problem.stages_of_rank)
+def _in_rounds(problem: Problem, lags: Callable[[int], Sequence[tuple[Kind, int]]]) -> Schedule:
+    """A schedule of one stage per rank, on whatever rank each stage is.
+
+    Args:
+        problem: with one stage per rank.
+        lags: of a stage, its kinds in the order in which a round has them, and for each the round
+            of microbatch 0; every round has the next microbatch. Rounds begin before 0.
+    """
+    microbatches = np.arange(problem.num_microbatches)
+    codes: list[Ints] = []
+    for (stage,) in problem.stages_of_rank:
+        kinds = lags(stage)
+        rounds = np.concatenate([microbatches + lag for _, lag in kinds])
+        ops = np.concatenate([op_code(stage, kind, 0) + microbatches for kind, _ in kinds])
+        codes.append(ops[np.argsort(rounds, kind="stable")])
+    return Schedule.of_codes(np.concatenate(codes), [len(ops) for ops in codes])
 
 
 def _require(problem: Problem, method: str, pattern: Pattern) -> None:

@@ -1,15 +1,19 @@
 """The inner loop of list scheduling, on flat integer sequences.
 
 Rows are 3 x stage + kind, ops are row x M + microbatch; an op's ``ready`` is the time at which its
-input is there. What works one thing at a time is a machine: first the channels, then the ranks.
+input is there. What works one thing at a time is a machine: first the shared channels, then the
+ranks, then the channels of one row, which choose nothing and are never looked at. The others sleep
+until they may have something to start; the one that wakes first is found in a tree.
 
-`run` is plain Python on lists and machine code on arrays (`crosspipe_ray.compiled`).
+All of it runs as plain Python on lists and as machine code on arrays (`crosspipe_ray.compiled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
+
+from crosspipe_ray.compiled import Numbers
 
 NEVER = 1 << 60
 
@@ -29,33 +33,33 @@ class Net(NamedTuple):
         closing: per row that takes bytes, the row whose starts count against ``Choice.cap``.
         limit: per rank, bytes.
         target: per row, the row that waits for its message; -1: none.
-        own: per row, the channel if the row is its only user, else -1.
-        shared: per row, the channel if other rows use it too, else -1.
+        own: per row, the channel's machine if the row is its only user, else -1.
+        shared: per row, the channel's machine if other rows use it too, else -1.
         occupancy, latency: per row, of its message.
-        user_first, users: per channel and one more, the rows that share it.
+        user_first, users: per shared channel and one more, where its rows begin, and its rows.
         gate: per row, before which no op starts (gather).
         finish: per row, time after its last op (reduction).
     """
 
-    first: Sequence[int]
-    rows: Sequence[int]
-    rank: Sequence[int]
-    duration: Sequence[int]
-    after: Sequence[int]
-    taken: Sequence[int]
-    reserve: Sequence[int]
-    freed: Sequence[int]
-    closing: Sequence[int]
-    limit: Sequence[int]
-    target: Sequence[int]
-    own: Sequence[int]
-    shared: Sequence[int]
-    occupancy: Sequence[int]
-    latency: Sequence[int]
-    user_first: Sequence[int]
-    users: Sequence[int]
-    gate: Sequence[int]
-    finish: Sequence[int]
+    first: Numbers
+    rows: Numbers
+    rank: Numbers
+    duration: Numbers
+    after: Numbers
+    taken: Numbers
+    reserve: Numbers
+    freed: Numbers
+    closing: Numbers
+    limit: Numbers
+    target: Numbers
+    own: Numbers
+    shared: Numbers
+    occupancy: Numbers
+    latency: Numbers
+    user_first: Numbers
+    users: Numbers
+    gate: Numbers
+    finish: Numbers
 
 
 class State(NamedTuple):
@@ -68,24 +72,25 @@ class State(NamedTuple):
         sent: per row, messages that a shared channel has begun to carry.
         held: per rank, bytes.
         free: per machine, from when on.
-        wake: per machine, when it is looked at next.
+        wake: per machine, when it is looked at next: the leaves of a tree, in its second half, in
+            which node n is the least of nodes 2 n and 2 n + 1, and node 1 of all.
         order: the ops of each rank in order, from M x ``first``.
         length: per rank, entries of ``order`` in use.
         sends: messages (as ops) on shared channels, in the order in which they go.
         num_sends: of length 1: entries of ``sends`` in use.
     """
 
-    ready: MutableSequence[int]
-    starts: MutableSequence[int]
-    done: MutableSequence[int]
-    sent: MutableSequence[int]
-    held: MutableSequence[int]
-    free: MutableSequence[int]
-    wake: MutableSequence[int]
-    order: MutableSequence[int]
-    length: MutableSequence[int]
-    sends: MutableSequence[int]
-    num_sends: MutableSequence[int]
+    ready: Numbers
+    starts: Numbers
+    done: Numbers
+    sent: Numbers
+    held: Numbers
+    free: Numbers
+    wake: Numbers
+    order: Numbers
+    length: Numbers
+    sends: Numbers
+    num_sends: Numbers
 
 
 class Choice(NamedTuple):
@@ -98,9 +103,9 @@ class Choice(NamedTuple):
         goal: a rank waits only for an op that would miss this makespan otherwise.
     """
 
-    urgency: Sequence[int]
-    patience: Sequence[int]
-    cap: Sequence[int]
+    urgency: Numbers
+    patience: Numbers
+    cap: Numbers
     goal: int
 
 
@@ -112,7 +117,8 @@ def run(
 ) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Machines are looked at in the order of time, at equal times channels first.
+    Machines are looked at in the order of time, at equal times channels first: a message that
+    comes to its channel while a rank chooses must not lose its turn.
 
     Args:
         net: the problem.
@@ -124,14 +130,14 @@ def run(
     Returns:
         The makespan.
     """
-    num_channels = len(net.user_first) - 1
+    num_shared = len(net.user_first) - 1
     makespan = 0
     while state.wake[1] < NEVER:
-        now, machine = state.wake[1], first_to_wake(state)
-        if machine < num_channels:
+        now, machine = state.wake[1], first_to_wake(state.wake)
+        if machine < num_shared:
             send(net, state, choice, num_microbatches, machine, now)
             continue
-        rank = machine - num_channels
+        rank = machine - num_shared
         if chooser is None:
             op = choose(net, state, choice, num_microbatches, rank, now)
         else:
@@ -140,38 +146,38 @@ def run(
             end = start(net, state, num_microbatches, machine, op, now)
             makespan = max(makespan, end + net.finish[op // num_microbatches])
         else:
-            wake_at(state, machine, next_arrival(net, state, num_microbatches, rank, now))
+            wake_at(state.wake, machine, next_arrival(net, state, num_microbatches, rank, now))
     return makespan
 
 
-def first_to_wake(state: State) -> int:
+def first_to_wake(wake: Numbers) -> int:
     """The machine with the least time; of equal ones the first."""
-    node, num_leaves = 1, len(state.wake) // 2
+    node, num_leaves, least = 1, len(wake) // 2, wake[1]
     while node < num_leaves:
         node *= 2
-        if state.wake[node] != state.wake[1]:
+        if wake[node] != least:
             node += 1
     return node - num_leaves
 
 
-def wake_at(state: State, machine: int, at: int) -> None:
-    """Sets the time of a machine."""
-    wake = state.wake
+def wake_at(wake: Numbers, machine: int, at: int) -> None:
+    """Sets the time of a machine, and the least times above it."""
     node = len(wake) // 2 + machine
     wake[node] = at
     while node > 1:
+        if wake[node ^ 1] < at:
+            at = wake[node ^ 1]
         node //= 2
-        least = min(wake[2 * node], wake[2 * node + 1])
-        if wake[node] == least:
+        if wake[node] == at:
             break
-        wake[node] = least
+        wake[node] = at
 
 
 def call(state: State, machine: int, at: int) -> None:
     """Has a machine looked at when it is free, but not before ``at``."""
     at = max(at, state.free[machine])
     if at < state.wake[len(state.wake) // 2 + machine]:
-        wake_at(state, machine, at)
+        wake_at(state.wake, machine, at)
 
 
 def choose(
@@ -242,7 +248,7 @@ def start(
     state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
     state.length[rank] += 1
     state.free[machine] = end
-    wake_at(state, machine, end)
+    wake_at(state.wake, machine, end)
     if net.shared[row] >= 0:
         call(state, net.shared[row], end)
     elif net.target[row] >= 0:
@@ -254,9 +260,7 @@ def start(
     return end
 
 
-def arrive(
-    net: Net, state: State, num_microbatches: int, op: int, at: int
-) -> None:
+def arrive(net: Net, state: State, num_microbatches: int, op: int, at: int) -> None:
     """Makes the arrival of an op's message known to its receiver."""
     row = net.target[op // num_microbatches]
     state.ready[row * num_microbatches + op % num_microbatches] = at
@@ -286,7 +290,7 @@ def send(
         state.num_sends[0] += 1
         state.free[channel] = now + net.occupancy[best]
         arrive(net, state, num_microbatches, op, state.free[channel] + net.latency[best])
-    wake_at(state, channel, NEVER)
+    wake_at(state.wake, channel, NEVER)
     for position in range(net.user_first[channel], net.user_first[channel + 1]):
         at = ready_to_send(net, state, num_microbatches, net.users[position])
         if at < NEVER:

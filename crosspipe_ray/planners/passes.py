@@ -26,7 +26,7 @@ from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 
 Triple = tuple[float, float, float]
-_PYTHON_S = 3e-6  # for an op in a pass
+_PYTHON_S = 4e-6  # for an op in a pass
 _NOTHING = np.zeros(0, dtype=np.int64)
 _RUN = Loop(
     run,
@@ -103,11 +103,10 @@ class ListScheduler:
 
     def forward(self, tails: Times, bias: Bias) -> tuple[int, State]:
         """One pass: its makespan, and what it left."""
-        rows = np.arange(len(tails))
         choice = Choice(
             urgency=(tails + self._offsets_ns(bias)[:, None]).ravel(),
             patience=self._patience_ns(bias.patience),
-            cap=np.array([self._cap(bias, row // 3) for row in rows]),
+            cap=self._caps(bias),
             goal=int(bias.goal * self.bounds.makespan_ns),
         )
         return self._pass(self._net, choice)
@@ -135,7 +134,8 @@ class ListScheduler:
             goal=int(goal * self.bounds.makespan_ns),
         )
         _, backwards = self._pass(self._mirrored, choice)
-        return self._backwards(backwards) + durations[:, None]
+        tails: Times = self._backwards(backwards) + durations[:, None]
+        return tails
 
     def _pass(self, net: Ways, choice: Choice) -> tuple[int, State]:
         """A run of the kernel, in whichever way is sooner done."""
@@ -152,20 +152,25 @@ class ListScheduler:
 
     def _backwards(self, state: State) -> Times:
         """Starts by row, as microbatches count on the mirrored problem."""
-        starts = np.asarray(state.starts)
-        return starts.reshape(-1, self._problem.num_microbatches)[:, ::-1]
+        starts: Times = np.asarray(state.starts)
+        return starts.reshape(len(self.tails), -1)[:, ::-1]
 
     def _offsets_ns(self, bias: Bias) -> Times:
         stage, kind = np.divmod(np.arange(3 * self.num_stages), 3)
         depth = stage / max(1, self.num_stages - 1)
         offset, slope = np.array(bias.offset), np.array(bias.slope)
-        return (self._mean_ns * (offset[kind] + slope[kind] * depth)).astype(np.int64)
+        offsets: Times = (self._mean_ns * (offset[kind] + slope[kind] * depth)).astype(np.int64)
+        return offsets
 
     def _patience_ns(self, patience: Triple) -> Times:
         durations = self._net.arrays.duration
-        return (np.tile(patience, self.num_stages) * durations).astype(np.int64)
+        patiences: Times = (np.tile(patience, self.num_stages) * durations).astype(np.int64)
+        return patiences
 
-    def _cap(self, bias: Bias, stage: int) -> int:
+    def _caps(self, bias: Bias) -> Times:
+        stages = np.repeat(np.arange(self.num_stages), 3)
         if bias.cap is None:
-            return NEVER
-        return max(1, round(bias.cap + bias.cap_slope * (self.num_stages - 1 - stage)))
+            return np.full(len(stages), NEVER)
+        caps = np.rint(bias.cap + bias.cap_slope * (self.num_stages - 1 - stages))
+        at_least_one: Times = np.maximum(1, caps).astype(np.int64)
+        return at_least_one

@@ -28,7 +28,7 @@ def crosspipe_greedy(problem: Problem) -> Order:
     check_memory_suffices(problem)
     net = net_of(problem, stage_costs(problem))
     state = as_lists(fresh_state(net, problem.num_microbatches))
-    equal = Choice([0] * len(state.ready), (), (), 0)
+    equal = Choice([0] * len(state.ready), [], [], 0)
     run(net, state, equal, problem.num_microbatches, _by_phase)
     return Order(order_of(problem, net, state).schedule)  # links serve by ready time
 

@@ -37,6 +37,9 @@ _EQUAL_SHARE = 0.6  # of the time of a method that is asked for: for stages of e
 _LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
 _MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
+_MOST_IMPROVED_OPS = 20_000  # above, improve is still setting out when greedy has long arrived
+_MOST_FORMULA_OPS = 1_000_000  # above, each plan that is looked at takes seconds
+_RULE_S = 1e-5  # for an op of a method that goes by rules, in Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +248,34 @@ def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
 
-def _try_fixed(place: _Place, clock: _Clock) -> Iterator[Attempt]:
-    """The methods that take no time to speak of."""
+def _try_fixed(
+    place: _Place, clock: _Clock, *, wanted: Callable[[Method], bool] = lambda _: True
+) -> Iterator[Attempt]:
+    """The methods that do not search."""
     for method in METHODS.values():
-        if not method.is_search and place.fits(method):
+        if not method.is_search and place.fits(method) and wanted(method):
             yield place.attempt(method, clock.share(1.0))
 
 
 def _try_large(place: _Place, clock: _Clock) -> Iterator[Attempt]:
-    """Even a fixed schedule takes its time here, and greedy is often optimal at once."""
-    for name in ("greedy", "improve"):
-        if not place.is_done_for(clock.budget):
-            yield place.attempt(METHODS[name], clock.share(_LARGE_SHARE))
+    """Formulas take no time to speak of, and greedy is often optimal at once; rules take long."""
+    has_time_for_all = place.num_ops <= _MOST_FORMULA_OPS
+    if has_time_for_all:
+        yield from _try_fixed(place, clock, wanted=_is_formula)
+    can_improve = place.num_ops <= _MOST_IMPROVED_OPS
     if not place.is_done_for(clock.budget):
-        yield from _try_fixed(place, clock)
+        yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE if can_improve else 1.0))
+    if can_improve and not place.is_done_for(clock.budget):
+        yield place.attempt(METHODS["improve"], clock.share(1.0))
+    if has_time_for_all and not place.is_done_for(clock.budget):
+        rules_s = _RULE_S * place.num_ops
+        if place.best is None or rules_s < clock.share(1.0).time_limit_s:
+            yield from _try_fixed(place, clock, wanted=lambda method: not _is_formula(method))
+
+
+def _is_formula(method: Method) -> bool:
+    """Whether a method writes its order down; those without a placement of their own find it."""
+    return method.pattern is not None
 
 
 def _look_around(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:

@@ -159,8 +159,9 @@ def heads_of(relaxation: Relaxation) -> Times:
     count, num_rows = relaxation.num_microbatches, len(relaxation.durations)
     most_before = max(map(len, relaxation.before))
     begins, ends, after, within = np.zeros((4, count * most_before + 1), dtype=np.int64)
+    heads: Times = np.repeat(np.array(relaxation.earliest, dtype=np.int64), count)
     work = Work(
-        heads=np.repeat(np.array(relaxation.earliest, dtype=np.int64), count),
+        heads=heads,
         seen=np.zeros(num_rows, dtype=np.int64),
         moved=np.zeros(num_rows, dtype=np.int64),
         begins=begins,
@@ -177,8 +178,8 @@ def heads_of(relaxation: Relaxation) -> Times:
     else:
         in_lists = as_lists(work)
         raise_heads(_bonds(relaxation), in_lists, count, most_sweeps)
-        work.heads[:] = in_lists.heads
-    return work.heads.reshape(num_rows, count)
+        heads[:] = list(in_lists.heads)
+    return heads.reshape(num_rows, count)
 
 
 def _bonds(relaxation: Relaxation) -> Bonds:

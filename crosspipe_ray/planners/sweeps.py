@@ -1,13 +1,13 @@
-"""The inner loops of the bounds, on flat integer sequences: raising heads, and one machine's optimum.
+"""The inner loops of the bounds: raising heads, and the optimum of one machine.
 
 Rows and ops are those of `kernel`: row = 3 x stage + kind, op = row x M + microbatch.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
+from crosspipe_ray.compiled import Numbers
 from crosspipe_ray.planners.kernel import NEVER
 
 
@@ -21,19 +21,19 @@ class Bonds(NamedTuple):
         edge_source, edge_shift, edge_occupancy, edge_latency: op ``m`` waits for op ``m - shift``
             of the source and its message.
         before_first: per row and one more, where begins what its rank must have run before.
-        before_row, before_shift: op ``m`` waits for all up to op ``m - shift`` of a row of its rank.
+        before_row, before_shift: op ``m`` waits for all up to op ``m - shift`` of such a row.
     """
 
-    durations: Sequence[int]
-    order: Sequence[int]
-    edge_first: Sequence[int]
-    edge_source: Sequence[int]
-    edge_shift: Sequence[int]
-    edge_occupancy: Sequence[int]
-    edge_latency: Sequence[int]
-    before_first: Sequence[int]
-    before_row: Sequence[int]
-    before_shift: Sequence[int]
+    durations: Numbers
+    order: Numbers
+    edge_first: Numbers
+    edge_source: Numbers
+    edge_shift: Numbers
+    edge_occupancy: Numbers
+    edge_latency: Numbers
+    before_first: Numbers
+    before_row: Numbers
+    before_shift: Numbers
 
 
 class Jobs(NamedTuple):
@@ -45,10 +45,10 @@ class Jobs(NamedTuple):
         heads, tails: per job.
     """
 
-    first: Sequence[int]
-    durations: Sequence[int]
-    heads: Sequence[int]
-    tails: Sequence[int]
+    first: Numbers
+    durations: Numbers
+    heads: Numbers
+    tails: Numbers
 
 
 class Work(NamedTuple):
@@ -65,15 +65,15 @@ class Work(NamedTuple):
         latest: per row that comes before, the period that it joined last.
     """
 
-    heads: MutableSequence[int]
-    seen: MutableSequence[int]
-    moved: MutableSequence[int]
-    begins: MutableSequence[int]
-    ends: MutableSequence[int]
-    after: MutableSequence[int]
-    within: MutableSequence[int]
-    num_periods: MutableSequence[int]
-    latest: MutableSequence[int]
+    heads: Numbers
+    seen: Numbers
+    moved: Numbers
+    begins: Numbers
+    ends: Numbers
+    after: Numbers
+    within: Numbers
+    num_periods: Numbers
+    latest: Numbers
 
 
 def raise_heads(bonds: Bonds, work: Work, num_microbatches: int, most_sweeps: int) -> int:
@@ -116,9 +116,8 @@ def raise_row(bonds: Bonds, work: Work, num_microbatches: int, row: int) -> bool
     for edge in range(bonds.edge_first[row], bonds.edge_first[row + 1]):
         if raise_by_edge(bonds, work, num_microbatches, row, edge):
             has_moved = True
-    if bonds.before_first[row] < bonds.before_first[row + 1]:
-        if raise_by_rank(bonds, work, num_microbatches, row):
-            has_moved = True
+    if raise_by_rank(bonds, work, num_microbatches, row):
+        has_moved = True
     free = 0
     for op in range(base, base + num_microbatches):
         if heads[op] < free:
@@ -201,7 +200,7 @@ def join(work: Work, period: int, head: int, duration: int) -> int:
     return period
 
 
-def machine_bound(jobs: Jobs, done: MutableSequence[int], left: MutableSequence[int]) -> int:
+def machine_bound(jobs: Jobs, done: Numbers, left: Numbers) -> int:
     """Optimum of one machine with heads and tails when jobs may be preempted.
 
     Whatever is there and has the longest tail runs (Jackson's rule; optimal, Horn 1974).
@@ -229,7 +228,7 @@ def machine_bound(jobs: Jobs, done: MutableSequence[int], left: MutableSequence[
             left[row] = jobs.durations[row]
 
 
-def most_urgent(jobs: Jobs, done: Sequence[int], now: int) -> int:
+def most_urgent(jobs: Jobs, done: Numbers, now: int) -> int:
     """The row whose next job is there and has the longest tail; -1: none."""
     best, best_tail = -1, -1
     for row in range(len(jobs.durations)):
@@ -239,7 +238,7 @@ def most_urgent(jobs: Jobs, done: Sequence[int], now: int) -> int:
     return best
 
 
-def next_head(jobs: Jobs, done: Sequence[int], now: int, tail: int) -> int:
+def next_head(jobs: Jobs, done: Numbers, now: int, tail: int) -> int:
     """When the next job with a longer tail comes; NEVER: none does."""
     soonest = NEVER
     for row in range(len(jobs.durations)):

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind
 from crosspipe_ray.report.axis import format_ns
 from crosspipe_ray.report.layout import BLOCK_GAP, DIGIT_WIDTH, SMALL_DIGIT_WIDTH, Page, Panel
-from crosspipe_ray.timeline import Span, Timeline
+from crosspipe_ray.timeline import Span, Spans, Timeline
 
 _MAX_BLOCKS = 20_000
 _DIGIT_WIDTHS = {"n": DIGIT_WIDTH, "n s": SMALL_DIGIT_WIDTH}
@@ -50,12 +50,12 @@ def shows_shares(timeline: Timeline) -> bool:
 
 def has_several_stages(timeline: Timeline) -> bool:
     """Whether a rank holds more than one stage."""
-    return any(len({span.op.stage for span in spans}) > 1 for spans in timeline.ranks)
+    return any(len(Spans.of(spans).ops.stages) > 1 for spans in timeline.ranks)
 
 
 def _blocks(page: Page, panel: Panel, top: float, spans: Sequence[Span]) -> Iterator[str]:
     """A block per op, with its microbatch; every other stage of the rank is hatched."""
-    hatched = set(sorted({span.op.stage for span in spans})[1::2])
+    hatched = set(Spans.of(spans).ops.stages[1::2])
     for span in spans:
         kind = span.op.kind.name
         start, end = page.x(span.start_ns), page.x(span.end_ns)

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crosspipe_ray.timeline import Message, Span, Timeline
+import numpy as np
+
+from crosspipe_ray.columns import NO_INTS
+from crosspipe_ray.timeline import Message, Spans, Timeline
 
 MARGIN = 16.0
 _RIGHT = 28.0
@@ -113,12 +116,12 @@ def page_of(panels: Sequence[tuple[str, Timeline]], clusters: Sequence[str]) -> 
     for name, timeline in panels:
         placed.append(_place(name, timeline, clusters, top))
         top = placed[-1].bottom + _PANEL_GAP
-    spans = [span for _, timeline in panels for lane in timeline.ranks for span in lane]
+    lanes = [Spans.of(lane) for _, timeline in panels for lane in timeline.ranks]
     labels = tuple(_label(rank, cluster) for rank, cluster in enumerate(clusters))
     end_ns = max(1, *(timeline.makespan_ns for _, timeline in panels))
-    num_digits = len(str(max((span.op.microbatch or 0 for span in spans), default=0)))
+    num_digits = len(str(max((lane.ops.last_microbatch for lane in lanes), default=0)))
     sides = _left(labels) + _RIGHT
-    width = _width(spans, sides, end_ns, num_digits)
+    width = _width(lanes, sides, end_ns, num_digits)
     return Page(tuple(placed), labels, end_ns, num_digits, width, top + _FOOTER)
 
 
@@ -130,10 +133,10 @@ def _left(labels: Sequence[str]) -> float:
     return MARGIN + _LETTER_WIDTH * max(map(len, labels)) + 12
 
 
-def _width(spans: Sequence[Span], sides: float, end_ns: int, num_digits: int) -> float:
+def _width(lanes: Sequence[Spans], sides: float, end_ns: int, num_digits: int) -> float:
     """As wide as three quarters of the blocks need for their numbers, if that is not too wide."""
-    durations = sorted(span.end_ns - span.start_ns for span in spans)
-    short_ns = durations[len(durations) // 4] if durations else 0
+    durations = np.sort(np.concatenate([NO_INTS, *(lane.end_ns - lane.start_ns for lane in lanes)]))
+    short_ns = int(durations[len(durations) // 4]) if len(durations) else 0
     if short_ns == 0:
         return _MIN_WIDTH
     block = SMALL_DIGIT_WIDTH * num_digits + BLOCK_GAP

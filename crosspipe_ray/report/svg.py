@@ -13,7 +13,7 @@ from crosspipe_ray.report.axis import format_ns, ticks
 from crosspipe_ray.report.colours import COLOURS, NAMES
 from crosspipe_ray.report.lanes import has_several_stages, number, panel_content, shows_shares
 from crosspipe_ray.report.layout import MARGIN, Page, Panel, page_of
-from crosspipe_ray.timeline import Timeline
+from crosspipe_ray.timeline import Spans, Timeline
 
 _STYLE = """<style>
 text{font:12px "Helvetica Neue",Helvetica,Arial,"DejaVu Sans",sans-serif;fill:#24292f}
@@ -106,7 +106,12 @@ def _head(page: Page, title: str) -> Iterator[str]:
 
 def _legend(panels: Sequence[tuple[str, Timeline]]) -> Iterator[str]:
     timelines = [timeline for _, timeline in panels]
-    kinds = {span.op.kind for timeline in timelines for spans in timeline.ranks for span in spans}
+    kinds = {
+        kind
+        for timeline in timelines
+        for spans in timeline.ranks
+        for kind in Spans.of(spans).ops.kinds
+    }
     entries = [(kind.name, f"{kind.name} {NAMES[kind]}") for kind in COMPUTE_KINDS if kind in kinds]
     if any(map(has_several_stages, timelines)):
         entries.append(("F hF", "hatched: the rank's other stage"))

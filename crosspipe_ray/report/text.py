@@ -13,12 +13,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+import numpy as np
 from rich.text import Text
 
 from crosspipe_ray.ops import Op
 from crosspipe_ray.report.axis import format_ns, ticks
 from crosspipe_ray.report.colours import COLOURS, INKS
-from crosspipe_ray.timeline import Span, Timeline
+from crosspipe_ray.timeline import Span, Spans, Timeline
 
 _COLUMNS_PER_TICK = 8
 _MAX_COLUMNS_PER_UNIT = 6
@@ -48,7 +49,7 @@ def timeline_text(
     for rank, spans in enumerate(timeline.ranks):
         if clusters and rank and clusters[rank] != clusters[rank - 1]:
             lines.append(Text("-" * (len(labels[0]) + columns + 3), style="dim"))
-        several_stages = len({span.op.stage for span in spans}) > 1
+        several_stages = len(Spans.of(spans).ops.stages) > 1
         cells = _cells(spans, timeline.makespan_ns, columns, several_stages, colour)
         lines.append(Text.assemble(labels[rank], " |", *cells, "|"))
     lines.append(Text(" " * (len(labels[0]) + 2) + _axis(timeline.makespan_ns, columns), "dim"))
@@ -67,7 +68,8 @@ def _labels(num_ranks: int, clusters: Sequence[str] | None) -> list[str]:
 def _num_columns(timeline: Timeline, room: int) -> int:
     """All the room; less where that makes every op a whole number of columns."""
     end_ns = timeline.makespan_ns
-    unit_ns = math.gcd(end_ns, *(t for lane in timeline.ranks for span in lane for t in span[1:]))
+    times = (times for lane in timeline.ranks for times in Spans.of(lane).columns[1:])
+    unit_ns = math.gcd(end_ns, *(int(np.gcd.reduce(each)) for each in times))
     num_units = end_ns // unit_ns if unit_ns else 0
     if not 0 < num_units <= room:
         return room
@@ -89,7 +91,7 @@ def _cells(
 
 
 def _owners(spans: Sequence[Span], end_ns: int, columns: int) -> Iterator[Span | None]:
-    starts = [span.start_ns for span in spans]
+    starts = Spans.of(spans).start_ns.tolist()
     for column in range(columns):
         time_ns = (2 * column + 1) * end_ns // (2 * columns)
         before = bisect_right(starts, time_ns) - 1

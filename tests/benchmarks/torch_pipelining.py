@@ -1,10 +1,11 @@
-"""One rank of a torch.distributed.pipelining schedule with stages that sleep; prints step times.
+"""One rank of a torch.distributed.pipelining schedule with stages that sleep.
 
     RANK=0 WORLD_SIZE=4 MASTER_ADDR=... MASTER_PORT=... \\
         python -m tests.benchmarks.torch_pipelining PLAN.json Schedule1F1B --steps 4
 
 Costs and message sizes are those of the plan's problem. A schedule's name, or a CSV that
-``crosspipe export`` wrote: then torch's runtime runs our order.
+``crosspipe export`` wrote: then torch's runtime runs our order. Rank 0 prints the seconds of each
+step, then the most microbatches that a rank held between F and W.
 """
 
 from __future__ import annotations
@@ -29,12 +30,31 @@ _TIMEOUT = timedelta(seconds=300)
 _FLOAT_BYTES = 4
 
 
+class _Held:
+    """Activations that this rank's stages hold in a step."""
+
+    def __init__(self) -> None:
+        self.start_step()
+
+    def start_step(self) -> None:
+        """Forgets the step before: in the first, torch runs a forward to learn shapes."""
+        self._now = self.peak = 0
+
+    def add(self, change: int) -> None:
+        self._now += change
+        self.peak = max(self.peak, self._now)
+
+
+_held = _Held()
+
+
 class _Sleep(torch.autograd.Function):
     """F in forward, I in backward; W is the stage's ``dw_builder``."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, stage: Stage) -> Tensor:
         ctx.stage = stage
+        _held.add(1)
         time.sleep(stage.forward_us / 1e6)
         return inputs + weight
 
@@ -56,7 +76,7 @@ class _SleepingModule(nn.Module):
 
 
 def main() -> None:
-    """Runs the schedule; rank 0 prints seconds per step."""
+    """Runs the schedule."""
     options = _parse()
     problem = read_plan(options.plan).problem
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -64,12 +84,22 @@ def main() -> None:
     schedule = _schedule(options.schedule, problem, rank, num_ranks)
     for _ in range(options.steps):
         dist.barrier()
+        _held.start_step()
         started = time.perf_counter()
         _step(schedule, problem, rank)
         dist.barrier()
         if rank == 0:
             print(f"{time.perf_counter() - started:.4f}", flush=True)
+    _print_peak(num_visits=len(problem.stages) // num_ranks)
     dist.destroy_process_group()
+
+
+def _print_peak(*, num_visits: int) -> None:
+    """A stage holds its share of a microbatch."""
+    peak = torch.tensor(_held.peak / num_visits)
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    if dist.get_rank() == 0:
+        print(f"{peak:g}", flush=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -99,8 +129,13 @@ def _stage(problem: Problem, index: int) -> PipelineStage:
         index,
         len(problem.stages),
         torch.device("cpu"),
-        dw_builder=lambda: lambda: time.sleep(costs.backward_weight_us / 1e6),
+        dw_builder=lambda: lambda: _run_weight_op(costs),
     )
+
+
+def _run_weight_op(costs: Stage) -> None:
+    time.sleep(costs.backward_weight_us / 1e6)
+    _held.add(-1)
 
 
 def _step(schedule: Any, problem: Problem, rank: int) -> None:

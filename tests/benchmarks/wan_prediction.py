@@ -19,11 +19,8 @@ from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.testing.wan import Wan, emulated_wan
-from tests.benchmarks.wan_ranks import rehearsed_us, wan_of
+from tests.benchmarks.wan_ranks import recipe_of, rehearsed_us, wan_of
 
-_BLOCK_US = 40_000.0
-_MESSAGE_BYTES = 500_000
-_NUM_RANKS, _NUM_MICROBATCHES = 8, 16
 _NUM_WARMUP_STEPS, _NUM_STEPS = 2, 3
 _POINTS = ((0.0, 0.0), (0.25, 0.25), (0.25, 2.0), (2.0, 0.25), (2.0, 2.0))
 _METHODS = ("1f1b", "zb-h1", "greedy", "auto")
@@ -35,15 +32,9 @@ def main() -> None:
     print(f"| (T_lat, T_bw) / T_F | {' | '.join(methods)} |\n|{'---|' * (len(methods) + 1)}")
     errors = []
     for latency, bandwidth in _POINTS:
-        spec = wan_of(
-            latency,
-            bandwidth,
-            num_ranks=_NUM_RANKS,
-            block_us=_BLOCK_US,
-            message_bytes=_MESSAGE_BYTES,
-        )
-        with emulated_wan(spec) as wan:
-            row = [_error(wan, latency, bandwidth, method) for method in methods]
+        recipe = recipe_of(latency, bandwidth, num_ranks=8, num_microbatches=16)
+        with emulated_wan(wan_of(recipe)) as wan:
+            row = [_error(wan, recipe, method) for method in methods]
         cells = " | ".join(f"{error:+.1%}" for error in row)
         print(f"| ({latency:g}, {bandwidth:g}) | {cells} |", flush=True)
         errors += row
@@ -51,18 +42,7 @@ def main() -> None:
     print(f"median {median(sizes):.1%}, worst {max(sizes):.1%}")
 
 
-def _error(wan: Wan, latency: float, bandwidth: float, method: str) -> float:
-    recipe = Recipe(
-        num_ranks=_NUM_RANKS,
-        num_microbatches=_NUM_MICROBATCHES,
-        forward_us=_BLOCK_US,
-        backward_input_us=_BLOCK_US,
-        backward_weight_us=_BLOCK_US,
-        output_bytes=_MESSAGE_BYTES,
-        latency_ratio=latency,
-        bandwidth_ratio=bandwidth,
-        memory=1.0,
-    )
+def _error(wan: Wan, recipe: Recipe, method: str) -> float:
     made = plan(generate(recipe), method=method)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "plan.json")

@@ -10,30 +10,45 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from crosspipe_ray.generator import Recipe
 from crosspipe_ray.testing.wan import Link, Region, Wan, WanSpec
 from crosspipe_ray.testing.wan.lifecycle import DEVICE
 
+BLOCK_US = 40_000.0
+_MESSAGE_BYTES = 500_000
 _TIMEOUT_S = 100
 _PORT = 29_511
 
 
-def wan_of(
-    latency: float, bandwidth: float, *, num_ranks: int, block_us: float, message_bytes: int
-) -> WanSpec:
-    """Two regions of one host per rank; a message occupies the link for ``bandwidth`` blocks."""
-    occupancy_us = bandwidth * block_us
+def recipe_of(latency: float, bandwidth: float, *, num_ranks: int, num_microbatches: int) -> Recipe:
+    """Blocks of 40 ms over two regions; memory for as many microbatches as 1F1B's first rank."""
+    return Recipe(
+        num_ranks=num_ranks,
+        num_microbatches=num_microbatches,
+        forward_us=BLOCK_US,
+        backward_input_us=BLOCK_US,
+        backward_weight_us=BLOCK_US,
+        output_bytes=_MESSAGE_BYTES,
+        latency_ratio=latency,
+        bandwidth_ratio=bandwidth,
+        memory=1.0,
+    )
+
+
+def wan_of(recipe: Recipe) -> WanSpec:
+    """Two regions of one host per rank, with the recipe's links between them."""
+    latency_us = recipe.latency_ratio * recipe.forward_us
+    occupancy_us = recipe.bandwidth_ratio * recipe.forward_us
     link = Link(
         src="us",
         dst="eu",
-        latency_ms=latency * block_us / 1000,
-        bandwidth_mbit_s=message_bytes * 8 / occupancy_us if bandwidth else None,
+        latency_ms=latency_us / 1000,
+        bandwidth_mbit_s=recipe.output_bytes * 8 / occupancy_us if occupancy_us else None,
         queue_ms=5000,  # the schedule keeps the link busy; nothing is to be lost for it
     )
+    num_hosts = recipe.num_ranks // 2
     return WanSpec(
-        regions=(
-            Region(name="us", num_hosts=num_ranks // 2),
-            Region(name="eu", num_hosts=num_ranks // 2),
-        ),
+        regions=(Region(name="us", num_hosts=num_hosts), Region(name="eu", num_hosts=num_hosts)),
         links=(link,),
         sysctls={"net.ipv4.tcp_slow_start_after_idle": 0},
     )

@@ -75,12 +75,10 @@ def run_in_processes(*arguments: object) -> None:
 
 @pytest.mark.parametrize("method", PLANS)
 def test_torch_runs_an_exported_plan(method: str, tmp_path: Path) -> None:
-    pattern = PLANS[method]
     recipe = Recipe(
         num_ranks=NUM_RANKS,
         num_microbatches=NUM_MICROBATCHES,
-        pattern=pattern,
-        num_stages_per_rank=1 if pattern is Pattern.ONE_PER_RANK else 2,
+        pattern=PLANS[method],
         latency_ratio=1.0,
     )
     made = plan(generate(recipe), method=method)

@@ -66,7 +66,8 @@ def test_data_parallel_communication_stands_at_both_ends() -> None:
 
 
 def tails_of(problem: Problem) -> list[list[int]]:
-    return tails_from_start(problem, stage_costs(problem), bounds_of(problem)).tolist()
+    tails = tails_from_start(problem, stage_costs(problem), bounds_of(problem))
+    return [list(map(int, row)) for row in tails]
 
 
 def test_tail_of_an_op_counts_the_later_microbatches() -> None:
