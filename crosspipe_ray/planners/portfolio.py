@@ -243,7 +243,7 @@ def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_small else 0.6))
+        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_small else 0.75))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
