@@ -141,7 +141,7 @@ class _Search:
         rng = self._rng
         return self._scheduler.learned_tails(
             origin.state,
-            noise=rng.choice((0.0, 0.5, 1.0, 2.0)),
+            noise=rng.choice((0.0, 0.1, 0.25, 0.5, 1.0)),
             patience=rng.choice((0.0, 0.25, 0.5, 1.0, 1.5)),
             goal=rng.choice((0.0, 1.0)),
             rng=rng,
