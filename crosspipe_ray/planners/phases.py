@@ -34,30 +34,27 @@ def crosspipe_greedy(problem: Problem) -> Order:
 
 
 def _by_phase(net: Net, state: State, _: Choice, num_microbatches: int, rank: int, now: int) -> int:
-    """The op to start now; -1: none is ready."""
+    """The row whose next op starts now; -1: none is ready."""
     ready: dict[int, int] = {}  # by kind
     for row in net.rows[net.first[rank] : net.first[rank + 1]]:
-        op = _ready_op(net, state, num_microbatches, rank, row, now)
-        if op is not None:
+        if _is_ready(net, state, num_microbatches, rank, row, now):
             kind = row % 3
-            if kind not in ready or (kind == _I and row < ready[kind] // num_microbatches):
-                ready[kind] = op
+            if kind not in ready or (kind == _I and row < ready[kind]):
+                ready[kind] = row
     wanted = _preference(net, state, num_microbatches, rank, can_turn=_I in ready)
     return next((ready[kind] for kind in wanted if kind in ready), -1)
 
 
-def _ready_op(
-    net: Net, state: State, num_microbatches: int, rank: int, row: int, now: int
-) -> int | None:
+def _is_ready(net: Net, state: State, num_microbatches: int, rank: int, row: int, now: int) -> bool:
+    """Whether the row's next op can start."""
     microbatch = state.done[row]
     if microbatch == num_microbatches:
-        return None
+        return False
     if net.after[row] >= 0 and state.done[net.after[row]] <= microbatch:
-        return None
+        return False
     if net.taken[row] and state.held[rank] + net.taken[row] + net.reserve[row] > net.limit[rank]:
-        return None
-    op = row * num_microbatches + microbatch
-    return op if max(state.ready[op], net.gate[row]) <= now else None
+        return False
+    return max(state.ready[row * num_microbatches + microbatch], net.gate[row]) <= now
 
 
 def _preference(
