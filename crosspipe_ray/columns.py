@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from crosspipe_ray.ops import Kind, Op, op_code, split_code
+from crosspipe_ray.ops import Kind, Op, Part, op_code, split_code
 
 Ints = NDArray[np.int64]
 RowT = TypeVar("RowT")
@@ -180,3 +180,22 @@ class Ops(Columns[Op]):
             numbers[position] = None
         named = map(_KINDS.__getitem__, kinds.tolist())
         return map(Op._make, zip(stages.tolist(), named, numbers, strict=True))
+
+
+class Parts(Columns[Part]):
+    """What parts of their ops the entries of a schedule are."""
+
+    __slots__ = ()
+
+    def __init__(self, first: Ints, end: Ints, num_parts: Ints) -> None:
+        super().__init__(first, end, num_parts)
+
+    @classmethod
+    def of(cls, parts: Iterable[Part]) -> Parts:
+        """Columns of any parts."""
+        if isinstance(parts, Parts):
+            return parts
+        return cls(*np.array(list(parts), dtype=np.int64).reshape(-1, 3).T)
+
+    def __iter__(self) -> Iterator[Part]:
+        return map(Part, *(column.tolist() for column in self.columns))

@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 
 from crosspipe_ray.costs import StageCosts, Transfer, send_op, stage_costs
 from crosspipe_ray.errors import InfeasibleError, ScheduleError
-from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
+from crosspipe_ray.ops import WHOLE, Kind, Op, Part, receive_for, receive_of
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.timeline import Timeline
 
@@ -30,12 +30,14 @@ class Program:
     Attributes:
         peers: the other rank of every SEND and RECV.
         peak_posted_bytes: most bytes of receives that are posted and not yet used.
+        parts: of every op; empty: all are whole.
     """
 
     rank: int
     ops: tuple[Op, ...]
     peers: dict[Op, int]
     peak_posted_bytes: int
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,23 @@ def lower(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
     Raises:
         InfeasibleError: a rank's ``message_memory_limit_bytes`` is too small for the order of its
             messages.
-        ScheduleError: the programs would wait for each other in a cycle.
+        ScheduleError: the programs would wait for each other in a cycle, or an F, I or B is split,
+            which no engine runs.
     """
-    transits = _transits(stage_costs(problem), timeline)
-    programs = tuple(
-        _program(problem, timeline, rank, transits) for rank in range(len(timeline.ranks))
-    )
+    _check_only_weights_are_split(timeline)
+    programs = _programs(problem, timeline)
     check_progress(programs)
     return programs
+
+
+def check_messages_fit(problem: Problem, timeline: Timeline) -> None:
+    """Posts all receives of a timeline, whatever its ops are split in.
+
+    Raises:
+        InfeasibleError: a rank's ``message_memory_limit_bytes`` is too small for the order of its
+            messages.
+    """
+    _programs(problem, timeline)
 
 
 def lanes(programs: Iterable[Program]) -> tuple[Lane, ...]:
@@ -140,6 +151,23 @@ def _match(lane: Lane, sent: deque[Op], posted: deque[Op], arrived: set[Op]) -> 
         sent.popleft()
 
 
+def _check_only_weights_are_split(timeline: Timeline) -> None:
+    if timeline.parts is None:
+        return
+    for rank in range(len(timeline.ranks)):
+        for span, part in timeline.entries(rank):
+            if part != WHOLE and span.op.kind is not Kind.W:
+                raise ScheduleError(
+                    f"rank {rank}, op {span.op}: it is split, and the engine splits W only; plan "
+                    "without max_sub_blocks, or by another method"
+                )
+
+
+def _programs(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
+    transits = _transits(stage_costs(problem), timeline)
+    return tuple(_program(problem, timeline, rank, transits) for rank in range(len(timeline.ranks)))
+
+
 def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]:
     """All messages between ranks, in the order in which the plan sends them."""
     timed = {message.op: (message.start_ns, turn) for turn, message in enumerate(timeline.sends)}
@@ -149,7 +177,8 @@ def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]
     ]
     ordered = []
     for spans in timeline.ranks:
-        for position, (op, _, end_ns) in enumerate(spans):
+        last = {op: (position, end_ns) for position, (op, _, end_ns) in enumerate(spans)}
+        for op, (position, end_ns) in last.items():
             transfer = costs[op.stage].transfer(op.kind)
             if transfer and transfer.src != transfer.dst:
                 send = send_op(op, transfer)
@@ -175,26 +204,29 @@ def _program(
     problem: Problem, timeline: Timeline, rank: int, transits: Sequence[_Transit]
 ) -> Program:
     spans = timeline.ranks[rank]
-    position_of = {_as_split(span.op): position for position, span in enumerate(spans)}
+    positions = [(_as_split(span.op), position) for position, span in enumerate(spans)]
+    # Of an op in parts, the first takes its input and the last makes its message.
+    first, last = dict(reversed(positions)), dict(positions)
     sends = [
         transit
         for transit in transits
-        if transit.lane[0] == rank and _as_split(transit.producer) in position_of
+        if transit.lane[0] == rank and _as_split(transit.producer) in last
     ]
     receives = [
-        transit
-        for transit in transits
-        if transit.lane[1] == rank and transit.consumer in position_of
+        transit for transit in transits if transit.lane[1] == rank and transit.consumer in first
     ]
-    before, peak = _receive_positions(problem, timeline, rank, receives, position_of)
-    after = _send_positions(sends, position_of)
-    ops: list[Op] = []
-    for position, span in enumerate(spans):
-        ops += [*before[position], span.op, *after[position]]
+    before, peak = _receive_positions(problem, timeline, rank, receives, first)
+    after = _send_positions(sends, last)
+    entries: list[tuple[Op, Part]] = []
+    for position, (span, part) in enumerate(timeline.entries(rank)):
+        entries += [(op, WHOLE) for op in before[position]]
+        entries.append((span.op, part))
+        entries += [(op, WHOLE) for op in after[position]]
+    parts = tuple(part for _, part in entries) if timeline.parts else ()
     peers = {transit.send: transit.lane[1] for transit in sends} | {
         t.receive: t.lane[0] for t in receives
     }
-    return Program(rank, tuple(ops), peers, peak)
+    return Program(rank, tuple(op for op, _ in entries), peers, peak, parts)
 
 
 def _send_positions(sends: Sequence[_Transit], position_of: dict[Op, int]) -> dict[int, list[Op]]:

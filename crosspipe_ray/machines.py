@@ -25,6 +25,7 @@ from crosspipe_ray.ops import (
     Kind,
     op_row,
 )
+from crosspipe_ray.sub_blocks import PartRows
 
 _FORWARD, _BACKWARD = (Kind.F,), (Kind.I, Kind.B)
 
@@ -62,6 +63,7 @@ class Machines:
 
 def machines_of(
     costs: Sequence[StageCosts],
+    parts: PartRows,
     num_microbatches: int,
     gates_ns: Mapping[int, int],
     *,
@@ -71,6 +73,7 @@ def machines_of(
 
     Args:
         costs: per stage.
+        parts: rows that the schedule uses.
         num_microbatches: of the problem.
         gates_ns: per stage that has a gather, when it is there.
         has_send_order: channels keep a given order; else those of several ranks have a queue.
@@ -81,7 +84,7 @@ def machines_of(
         for transfer in (cost.output, cost.gradient):
             if transfer:
                 table.add_transfer(stage, transfer)
-    return table.finish(set() if has_send_order else _shared_channels(costs))
+    return table.finish(parts, set() if has_send_order else _shared_channels(costs))
 
 
 def jobs_of(machines: Machines, ops: PerRank[Ops], send_order: Ops | None) -> PerRank[Ops]:
@@ -147,6 +150,7 @@ class _Table:
         num_rows = len(costs) << KIND_BITS
         self._rows = Rows(*(np.zeros(num_rows, dtype=np.int64) for _ in Rows._fields))
         self._rows.target[:] = NOTHING
+        self._overhead = np.zeros(num_rows, dtype=np.int64)
         self._input_bytes = np.zeros(num_rows, dtype=np.int64)
         self._num_ranks = 1 + max(cost.rank for cost in costs)
         self._num_microbatches = num_microbatches
@@ -157,6 +161,7 @@ class _Table:
         ops = slice(op_row(stage, COMPUTE_KINDS[0]), op_row(stage, COMPUTE_KINDS[-1]) + 1)
         self._rows.machine[ops] = cost.rank
         self._rows.duration[ops] = cost.duration_ns
+        self._overhead[ops] = cost.overhead_ns
         self._rows.gate[op_row(stage, Kind.F)] = gate_ns
 
     def add_transfer(self, stage: int, transfer: Transfer) -> None:
@@ -175,14 +180,20 @@ class _Table:
             rows.duration[message] = transfer.occupancy_ns
             rows.lag[message] = transfer.route.latency_ns
 
-    def finish(self, queued_channels: set[int]) -> Machines:
-        """The machines of the rows."""
-        rows, num_ranks = self._rows, self._num_ranks
+    def finish(self, parts: PartRows, queued_channels: set[int]) -> Machines:
+        """The machines of the rows, those of parts too.
+
+        A part takes the op's input, as the first is sure to have it; the last one sends.
+        """
+        whole, num_ranks = self._rows, self._num_ranks
         for channel in queued_channels:
-            rows.is_queued[rows.machine == num_ranks + channel] = 1
+            whole.is_queued[whole.machine == num_ranks + channel] = 1
+        rows = Rows(*(column[parts.whole] for column in whole))
+        overhead = self._overhead[parts.whole]
+        duration = overhead + parts.share(whole.duration - self._overhead)
         return Machines(
-            rows,
-            self._input_bytes,
+            rows._replace(duration=duration, target=np.where(parts.is_last, rows.target, NOTHING)),
+            self._input_bytes[parts.whole] * parts.is_first,
             num_ranks,
             int(rows.machine.max()) + 1,
             self._num_microbatches,

@@ -62,6 +62,20 @@ class Op(NamedTuple):
         return f"{self.stage}{self.kind.name}{'' if self.microbatch is None else self.microbatch}"
 
 
+class Part(NamedTuple):
+    """Parts ``first`` to ``end`` - 1 of an op that is cut in ``num_parts``."""
+
+    first: int
+    end: int
+    num_parts: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.end}/{self.num_parts}"
+
+
+WHOLE = Part(0, 1, 1)
+
+
 def op_row(stage: IntT, kind: IntT) -> IntT:
     """One integer for a stage and kind: index of the tables that the clock reads."""
     return (stage << KIND_BITS) + kind

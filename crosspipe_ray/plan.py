@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from crosspipe_ray.columns import Ops, PerRank
+from crosspipe_ray.columns import Ops, Parts, PerRank
 from crosspipe_ray.errors import PlanError, ScheduleError
 from crosspipe_ray.files import write_atomically
-from crosspipe_ray.ops import Op, parse_op
+from crosspipe_ray.ops import WHOLE, Op, Part, parse_op
 from crosspipe_ray.parsing import parse_json, parse_model, read_json
 from crosspipe_ray.problem import Problem, Record, problem_json
 from crosspipe_ray.schedule import Schedule, validate
@@ -74,11 +74,17 @@ class Plan:
 
 
 class SpanEntry(Record):
-    """One op of a rank, or one collective."""
+    """Something with a start and an end, as a collective."""
 
     op: str
     start_us: float = Field(ge=0)
     end_us: float = Field(ge=0)
+
+
+class OpEntry(SpanEntry):
+    """One op of a rank, or the parts [first, end) of k of one that is split."""
+
+    part: tuple[int, int, int] | None = None
 
 
 class SendEntry(SpanEntry):
@@ -114,11 +120,12 @@ class PlanHeader(Record):
 class PlanFile(PlanHeader):
     """The file as JSON. As Parquet, ops and messages are rows, and the rest is the metadata."""
 
-    ranks: tuple[tuple[SpanEntry, ...], ...]
+    ranks: tuple[tuple[OpEntry, ...], ...]
     sends: tuple[SendEntry, ...] = ()
 
 
-_Contents = tuple[PlanHeader, PerRank[Spans], Messages]
+# Header; ops, what parts of ops they are, and messages.
+_Contents = tuple[PlanHeader, PerRank[Spans], Parts | None, Messages]
 
 
 def check_can_hold(path: Path, num_ops: int) -> None:
@@ -147,7 +154,8 @@ def write_plan(plan: Plan, path: Path) -> None:
         from crosspipe_ray.plan_table import write_table
 
         header = json.dumps({**_summary_json(plan), **_rest_json(plan)})
-        write_table(path, header, spans_per_rank(timeline.ranks), Messages.of(timeline.sends))
+        ranks, sends = spans_per_rank(timeline.ranks), Messages.of(timeline.sends)
+        write_table(path, header, ranks, timeline.parts, sends)
     else:
         write_atomically(path, json.dumps(plan_json(plan), separators=(",", ":")) + "\n")
 
@@ -156,7 +164,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON data."""
     return {
         **_summary_json(plan),
-        "ranks": [[_span_json(span) for span in spans] for spans in plan.timeline.ranks],
+        "ranks": _ranks_json(plan.timeline),
         "sends": [_send_json(message) for message in plan.timeline.sends],
         **_rest_json(plan),
     }
@@ -201,7 +209,8 @@ def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
         ScheduleError: its ops break a rule (missing, twice, in the wrong order, over memory, in a
             cycle).
     """
-    header, ranks, sends = _read_parquet(path) if _is_parquet(path) else _read_json(path)
+    contents = _read_parquet(path) if _is_parquet(path) else _read_json(path)
+    header = contents[0]
     if header.problem_sha256 != header.problem.sha256:
         raise PlanError(
             f"{path}: problem_sha256 is not the digest of the problem in the file; plan it again"
@@ -216,7 +225,7 @@ def read_plan(path: Path, *, problem: Problem | None = None) -> Plan:
             f"{path}: problem.stages: missing; a plan names the stage and rank of every layer"
         )
     try:
-        return _checked(header, ranks, sends, path)
+        return _checked(contents, path)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}", error.grid) from None
 
@@ -235,9 +244,10 @@ def _read_json(path: Path) -> _Contents:
     try:
         ranks = spans_per_rank([_span(entry) for entry in entries] for entries in file.ranks)
         sends = Messages.of(map(_message, file.sends))
+        parts = Parts.of(Part(*(e.part or WHOLE)) for entries in file.ranks for e in entries)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from None
-    return file, ranks, sends
+    return file, ranks, parts, sends
 
 
 def _read_parquet(path: Path) -> _Contents:
@@ -248,8 +258,10 @@ def _read_parquet(path: Path) -> _Contents:
     return header, *read_table(path, len(header.problem.ranks))
 
 
-def _checked(header: PlanHeader, ranks: PerRank[Spans], sends: Messages, path: Path) -> Plan:
-    schedule = Schedule(PerRank(ranks.flat.ops, ranks.first))
+def _checked(contents: _Contents, path: Path) -> Plan:
+    header, ranks, parts, sends = contents
+    codes, lengths = ranks.flat.ops.codes, np.diff(ranks.first).tolist()
+    schedule = Schedule.of_codes(codes, lengths, parts=parts)
     validate(header.problem, schedule)
     timeline = simulate(header.problem, schedule, send_order=sends.ops)
     _check_times(header, ranks, sends, timeline, path)
@@ -313,6 +325,16 @@ def _span(entry: SpanEntry) -> Span:
 def _message(entry: SendEntry) -> Message:
     op, start_ns, end_ns = _span(entry)
     return Message(op, entry.src, entry.dst, start_ns, end_ns, _ns(entry.arrive_us))
+
+
+def _ranks_json(timeline: Timeline) -> list[list[dict[str, object]]]:
+    return [
+        [
+            _span_json(span) if part == WHOLE else {**_span_json(span), "part": list(part)}
+            for span, part in timeline.entries(rank)
+        ]
+        for rank in range(len(timeline.ranks))
+    ]
 
 
 def _span_json(span: Span) -> dict[str, object]:

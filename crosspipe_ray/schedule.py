@@ -5,25 +5,28 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank, most_per_rank
+from crosspipe_ray.columns import NO_INTS, Ints, Ops, Parts, PerRank, most_per_rank
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes, stage_costs
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.ops import (
     COMPUTE_KINDS,
     MICROBATCH_BITS,
+    WHOLE,
     Kind,
     Op,
+    Part,
     op_row,
     parse_op,
     split_code,
 )
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.sub_blocks import part_rows
 
 _NOWHERE = -1
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -33,25 +36,35 @@ _IN_ORDER = "ops of one stage and kind run in microbatch order"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Compute ops (F, I, W, B) of each rank, in order."""
+    """Compute ops (F, I, W, B) of each rank, in order.
+
+    Attributes:
+        ranks: ops; one that is split stands once for each run of parts.
+        parts: of all ops, rank after rank; None: all are whole.
+    """
 
     ranks: PerRank[Ops]
+    parts: Parts | None = None
 
     @classmethod
     def of(cls, ranks: Iterable[Iterable[Op]]) -> Schedule:
-        """Makes a schedule of any iterables."""
+        """Makes a schedule of any iterables of whole ops."""
         codes = [Ops.of(ops).codes for ops in ranks]
         return cls.of_codes(np.concatenate([NO_INTS, *codes]), [len(held) for held in codes])
 
     @classmethod
-    def of_codes(cls, codes: Ints, lengths: Sequence[int]) -> Schedule:
+    def of_codes(
+        cls, codes: Ints, lengths: Sequence[int], *, parts: Parts | None = None
+    ) -> Schedule:
         """Makes a schedule of columns, which it keeps.
 
         Args:
             codes: of the ops of all ranks, rank after rank (`ops.op_code`).
             lengths: ops of each rank.
+            parts: one per code; default: whole ops. All parts together are the whole op.
         """
-        return cls(PerRank.of_lengths(Ops(codes), lengths))
+        ranks = PerRank.of_lengths(Ops(codes), lengths)
+        return cls(ranks, None if parts is None else _without_trivial(parts))
 
     def grid(self, *, around: tuple[int, int] | None = None, width: int = 12) -> str:
         """The ops as text, one line per rank.
@@ -79,17 +92,16 @@ def validate(problem: Problem, schedule: Schedule) -> None:
 
     Every microbatch of every stage has one F and either one B or one I and one W, on the stage's
     rank; F comes before its backward, I before its W; per stage and kind, ops run in microbatch
-    order (I and B count as one kind); a fused stage runs B; the memory limit holds. `simulate`
-    finds cycles.
+    order (I and B count as one kind); the parts of a split op run in order, and it is done when
+    the last one is; a fused stage runs B; the memory limit holds. `simulate` finds cycles.
 
     Raises:
         ScheduleError: names rank, op and rule, and carries the grid.
     """
     check_num_ranks(problem, schedule)
-    if not _keeps_the_rules(problem, schedule):
-        for rank, ops in enumerate(schedule.ranks):
-            _RankRules(problem, schedule, rank).check(ops)
-        raise AssertionError("a rule is broken, so some op breaks it")
+    if schedule.parts is not None or not _keeps_the_rules(problem, schedule):
+        for rank in range(len(schedule.ranks)):
+            _RankRules(problem, schedule, rank).check()
     _check_memory(problem, schedule)
 
 
@@ -107,7 +119,7 @@ def check_num_ranks(problem: Problem, schedule: Schedule) -> None:
 
 def peak_memory_bytes(costs: Sequence[StageCosts], schedule: Schedule) -> tuple[int, ...]:
     """Most activation bytes that each rank holds when it runs its ops in order."""
-    peaks = (most_per_rank(held, block.first) for _, block, held in _held_at_start(costs, schedule))
+    peaks = (most_per_rank(held, first) for _, first, held in _held_at_start(costs, schedule))
     return tuple(chain.from_iterable(peaks))
 
 
@@ -133,8 +145,22 @@ def read_csv(path: Path) -> Schedule:
 
 
 def to_csv(schedule: Schedule) -> str:
-    """The schedule as a compute-only CSV that torch.distributed.pipelining's runtime loads."""
+    """The schedule as a compute-only CSV that torch.distributed.pipelining's runtime loads.
+
+    Raises:
+        ScheduleError: ops are split, for which it has no word.
+    """
+    if schedule.parts is not None:
+        raise ScheduleError("ops are split in parts, which torch's CSV has no word for")
     return "".join(",".join(map(str, ops)) + "\n" for ops in schedule.ranks)
+
+
+def _without_trivial(parts: Parts) -> Parts | None:
+    first, end, num_parts = parts.columns
+    is_whole = (first == 0) & (end == num_parts) & (num_parts > 0)
+    if is_whole.all():
+        return None
+    return Parts(first, np.where(is_whole, 1, end), np.where(is_whole, 1, num_parts))
 
 
 def _parse_cell(path: Path, row: int, column: int, cell: str) -> Op:
@@ -159,23 +185,34 @@ class _RankRules:
         self._stages = problem.stages_of_rank[rank]
         # Ops done per (stage, kind); as microbatches run in order, also the next microbatch.
         self._done = {(stage, kind): 0 for stage in self._stages for kind in COMPUTE_KINDS}
+        # The latest part of each op.
+        self._parts: dict[Op, Part] = {}
         # Microbatches whose I has run, per stage.
         self._split: dict[int, list[int]] = {stage: [] for stage in self._stages}
 
-    def check(self, ops: Sequence[Op]) -> None:
-        for position, op in enumerate(ops):
-            rule = self._broken_rule(op)
+    def check(self) -> None:
+        for position, (op, part) in enumerate(self._entries()):
+            rule = self._broken_rule(op, part)
             if rule:
                 grid = self._schedule.grid(around=(self._rank, position))
                 raise ScheduleError(
                     f"rank {self._rank}, op {op} (position {position}): {rule}", grid
                 )
-            self._done[op.stage, op.kind] += 1
-            if op.kind is Kind.I and op.microbatch is not None:
-                self._split[op.stage].append(op.microbatch)
+            self._parts[op] = part
+            if part.end == part.num_parts:
+                self._done[op.stage, op.kind] += 1
+                if op.kind is Kind.I and op.microbatch is not None:
+                    self._split[op.stage].append(op.microbatch)
         self._check_complete()
 
-    def _broken_rule(self, op: Op) -> str | None:
+    def _entries(self) -> Iterator[tuple[Op, Part]]:
+        ranks, parts = self._schedule.ranks, self._schedule.parts
+        if parts is None:
+            return zip(ranks[self._rank], repeat(WHOLE), strict=False)
+        first, end = ranks.first[self._rank : self._rank + 2]
+        return zip(ranks[self._rank], parts[first:end], strict=True)
+
+    def _broken_rule(self, op: Op, part: Part) -> str | None:
         stage, kind, microbatch = op
         if kind not in COMPUTE_KINDS or microbatch is None:
             return "a schedule holds compute ops only (F, I, W, B)"
@@ -183,7 +220,20 @@ class _RankRules:
             return f"stage {stage} is not on this rank, which has {_listed(self._stages)}"
         if microbatch >= self._problem.num_microbatches:
             return f"there are {self._problem.num_microbatches} microbatches, counted from 0"
-        return self._broken_kind_rule(stage, kind) or self._broken_order(stage, kind, microbatch)
+        return (
+            self._broken_kind_rule(stage, kind)
+            or self._broken_order(stage, kind, microbatch)
+            or self._broken_part(op, part)
+        )
+
+    def _broken_part(self, op: Op, part: Part) -> str | None:
+        most = self._problem.max_sub_blocks
+        if not 0 <= part.first < part.end <= part.num_parts <= most:
+            return f"{part} is no part; max_sub_blocks is {most}"
+        before = self._parts.get(op, Part(0, 0, part.num_parts))
+        if (part.first, part.num_parts) != (before.end, before.num_parts):
+            return f"parts run in order; part {before.end} of {before.num_parts} comes next"
+        return None
 
     def _broken_kind_rule(self, stage: int, kind: Kind) -> str | None:
         if self._problem.is_fused(stage) and kind in (Kind.I, Kind.W):
@@ -238,7 +288,7 @@ class _RankRules:
 
 
 def _keeps_the_rules(problem: Problem, schedule: Schedule) -> bool:
-    """Whether no rule is broken, of all ops at once; `_RankRules` says which one is."""
+    """Whether no rule is broken, for all ops at once; `_RankRules` says which one is."""
     num_stages, num_microbatches = len(problem.stages), problem.num_microbatches
     rank_of_stage = np.array(problem.rank_of_stage)
     # Where each op stands, by stage, kind and microbatch.
@@ -283,14 +333,14 @@ def _check_memory(problem: Problem, schedule: Schedule) -> None:
     limits = [activation_limit_bytes(problem, rank) for rank in range(len(problem.ranks))]
     if all(limit is None for limit in limits):
         return
-    for ranks, block, held in _held_at_start(stage_costs(problem), schedule):
+    for ranks, first, held in _held_at_start(stage_costs(problem), schedule):
         most = np.array([_NO_LIMIT if limits[rank] is None else limits[rank] for rank in ranks])
-        over = np.flatnonzero(held > np.repeat(most, np.diff(block.first)))
+        over = np.flatnonzero(held > np.repeat(most, np.diff(first)))
         if len(over):
-            index = int(np.searchsorted(block.first, over[0], side="right")) - 1
-            rank, position = ranks[index], int(over[0] - block.first[index])
+            index = int(np.searchsorted(first, over[0], side="right")) - 1
+            rank, position = ranks[index], int(over[0] - first[index])
             raise ScheduleError(
-                f"rank {rank}, op {block[index][position]} (position {position}): holds "
+                f"rank {rank}, op {schedule.ranks[rank][position]} (position {position}): holds "
                 f"{held[over[0]]} activation bytes, {held[over[0]] - most[index]} more than the "
                 f"{most[index]} that memory_limit_bytes leaves",
                 schedule.grid(around=(rank, position)),
@@ -299,20 +349,22 @@ def _check_memory(problem: Problem, schedule: Schedule) -> None:
 
 def _held_at_start(
     costs: Sequence[StageCosts], schedule: Schedule
-) -> Iterator[tuple[range, PerRank[Ops], Ints]]:
-    """Activation bytes held while each op runs, for blocks of ranks."""
+) -> Iterator[tuple[range, Ints, Ints]]:
+    """Activation bytes held while each op runs: ranks, where each begins, and bytes."""
     num_rows = op_row(len(costs), 0)
     taken, released = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
     for stage, cost in enumerate(costs):
         taken[op_row(stage, Kind.F)] = cost.activation_bytes
         for kind in COMPUTE_KINDS:
             released[op_row(stage, kind)] = cost.released_bytes(kind)
-    for ranks, block in schedule.ranks.blocks():
+    parts = part_rows(schedule.ranks.flat.codes, schedule.parts, num_rows)
+    taken, released = parts.share(taken), parts.share(released)
+    for ranks, block in PerRank(Ops(parts.codes), schedule.ranks.first).blocks():
         rows = block.flat.codes >> MICROBATCH_BITS
         held = np.cumsum(taken[rows] - released[rows])
         before = np.concatenate([[0], held])[block.first[:-1]]
         held += released[rows] - np.repeat(before, np.diff(block.first))
-        yield ranks, block, held
+        yield ranks, block.first, held
 
 
 def _listed(stages: Sequence[int]) -> str:

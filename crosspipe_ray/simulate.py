@@ -25,6 +25,7 @@ from crosspipe_ray.machines import Machines, jobs_of, machines_of
 from crosspipe_ray.ops import MICROBATCH_BITS, Kind, Op, op_row, split_code
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule, check_num_ranks, peak_memory_bytes
+from crosspipe_ray.sub_blocks import part_rows
 from crosspipe_ray.timeline import Messages, Span, Spans, Timeline
 
 # Fewer ops take less time in Python than it takes to load the machine code.
@@ -51,10 +52,12 @@ def simulate(
     gathers = _gathers(costs, schedule)
     gates_ns = {span.op.stage: span.end_ns for spans in gathers for span in spans}
     order = None if send_order is None else Ops.of(send_order)
+    parts = part_rows(schedule.ranks.flat.codes, schedule.parts, op_row(len(costs), 0))
     machines = machines_of(
-        costs, problem.num_microbatches, gates_ns, has_send_order=order is not None
+        costs, parts, problem.num_microbatches, gates_ns, has_send_order=order is not None
     )
-    done = _run(machines, jobs_of(machines, schedule.ranks, order))
+    ops = PerRank(Ops(parts.codes), schedule.ranks.first)
+    done = _run(machines, jobs_of(machines, ops, order))
     _check_done(schedule, done)
     return _timeline(costs, schedule, machines, done, gathers)
 
@@ -161,21 +164,23 @@ def _timeline(
     done: _Done,
     gathers: Sequence[Sequence[Span]],
 ) -> Timeline:
-    codes = schedule.ranks.flat.codes
-    starts = done.starts[: len(codes)]
-    spans = Spans(codes, starts, machines.ends(codes, starts))
-    ranks = PerRank(spans, schedule.ranks.first)
+    first = schedule.ranks.first
+    codes, starts = done.jobs.flat.codes[: first[-1]], done.starts[: first[-1]]
+    spans = Spans(schedule.ranks.flat.codes, starts, machines.ends(codes, starts))
+    ranks = PerRank(spans, first)
     collectives = _collectives(costs, ranks, gathers)
     ends = [spans[-1].end_ns for spans in collectives if spans]
     if len(spans):
         ends.append(int(spans.end_ns.max()))
+    waits = _peak_message_bytes(machines, done, PerRank(Spans(codes, starts, starts), first))
     return Timeline(
         ranks=ranks,
         sends=_sends(machines, done),
         collectives=collectives,
         makespan_ns=max(ends, default=0),
         peak_memory_bytes=peak_memory_bytes(costs, schedule),
-        peak_message_bytes=tuple(_peak_message_bytes(machines, done, ranks)),
+        peak_message_bytes=tuple(waits),
+        parts=None if schedule.parts is None else PerRank(schedule.parts, first),
     )
 
 
@@ -205,9 +210,9 @@ def _sends(machines: Machines, done: _Done) -> Messages:
     return Messages(codes, *ranks, starts, ends_ns, ends_ns + lag[rows])
 
 
-def _peak_message_bytes(machines: Machines, done: _Done, ranks: PerRank[Spans]) -> Iterator[int]:
+def _peak_message_bytes(machines: Machines, done: _Done, jobs: PerRank[Spans]) -> Iterator[int]:
     """Most bytes of inputs from other ranks that have arrived and wait for their op, per rank."""
-    for which, block in ranks.blocks():
+    for which, block in jobs.blocks():
         spans = block.flat
         num_bytes = machines.input_bytes[spans.ops.codes >> MICROBATCH_BITS]
         waiting = np.flatnonzero(num_bytes)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
-from crosspipe_ray.columns import Columns, Ints, Ops, PerRank
-from crosspipe_ray.ops import Op
+from crosspipe_ray.columns import Columns, Ints, Ops, Parts, PerRank
+from crosspipe_ray.ops import WHOLE, Op, Part
 
 
 class Span(NamedTuple):
@@ -123,6 +124,7 @@ class Timeline:
         peak_memory_bytes: most activation bytes held at once, per rank (empty: not known).
         peak_message_bytes: most bytes of received inputs waiting to be used, per rank (empty: not
             known).
+        parts: what parts of their ops the spans are; None: they are whole.
     """
 
     ranks: Sequence[Sequence[Span]]
@@ -131,6 +133,12 @@ class Timeline:
     makespan_ns: int = 0
     peak_memory_bytes: tuple[int, ...] = ()
     peak_message_bytes: tuple[int, ...] = ()
+    parts: PerRank[Parts] | None = None
+
+    def entries(self, rank: int) -> Iterator[tuple[Span, Part]]:
+        """Spans of a rank, each with what part of its op it is."""
+        parts = repeat(WHOLE) if self.parts is None else self.parts[rank]
+        return zip(self.ranks[rank], parts, strict=False)
 
     @property
     def busy_ns(self) -> tuple[int, ...]:

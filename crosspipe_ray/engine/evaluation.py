@@ -13,6 +13,7 @@ from crosspipe_ray.engine.instructions import instructions
 from crosspipe_ray.engine.interpreter import Interpreter
 from crosspipe_ray.engine.stage import ModelStage
 from crosspipe_ray.lowering import Program
+from crosspipe_ray.ops import WHOLE, Part
 from crosspipe_ray.training.data import TokenDataset
 
 
@@ -81,7 +82,7 @@ class _EvaluatedStage:
     def backward_input(self, _microbatch: int, _gradient: Tensor | None) -> Tensor | None:
         raise AssertionError("an evaluation has no backward pass")
 
-    def backward_weight(self, _microbatch: int) -> None:
+    def backward_weight(self, _microbatch: int, _part: Part = WHOLE) -> None:
         raise AssertionError("an evaluation has no backward pass")
 
     def backward(self, _microbatch: int, _gradient: Tensor | None) -> Tensor | None:

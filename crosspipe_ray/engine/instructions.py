@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 
 from crosspipe_ray.lowering import Program
-from crosspipe_ray.ops import Kind, Op, receive_of
+from crosspipe_ray.ops import WHOLE, Kind, Op, Part, receive_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class BackwardInput(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class BackwardWeight(Instruction):
-    """Runs W."""
+    """Runs W, or a part of it."""
+
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,22 @@ class Receive(Instruction):
 _COMPUTE: dict[Kind, type[Instruction]] = {
     Kind.F: Forward,
     Kind.I: BackwardInput,
-    Kind.W: BackwardWeight,
     Kind.B: Backward,
 }
 
 
 def instructions(program: Program, *, num_microbatches: int) -> tuple[Instruction, ...]:
     """Turns a rank's program into instructions."""
-    return tuple(_instruction(program, op, num_microbatches) for op in program.ops)
+    parts = program.parts or repeat(WHOLE)
+    return tuple(
+        _instruction(program, op, part, num_microbatches)
+        for op, part in zip(program.ops, parts, strict=False)
+    )
 
 
-def _instruction(program: Program, op: Op, num_microbatches: int) -> Instruction:
+def _instruction(program: Program, op: Op, part: Part, num_microbatches: int) -> Instruction:
+    if op.kind is Kind.W:
+        return BackwardWeight(op, part)
     if op.kind in _COMPUTE:
         return _COMPUTE[op.kind](op)
     if op.kind in (Kind.SEND_F, Kind.SEND_B):

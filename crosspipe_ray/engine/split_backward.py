@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from crosspipe_ray.ops import WHOLE, Part
+
 
 class WeightGradientStore:
     """What W needs of each microbatch, from its I until its W."""
 
     def __init__(self) -> None:
         self._stashes: dict[int, dict[DeferredLinear, list[tuple[Tensor, Tensor]]]] = {}
+        self._num_layers: dict[int, int] = {}  # of microbatches whose W has begun
         self._open: dict[DeferredLinear, list[tuple[Tensor, Tensor]]] | None = None
 
     @contextmanager
@@ -45,10 +48,21 @@ class WeightGradientStore:
         self._open.setdefault(layer, []).append((inputs.detach(), output_gradient))
 
     @torch.no_grad()
-    def accumulate(self, microbatch: int) -> None:
-        """Adds the microbatch's weight gradients to ``.grad`` and forgets what it kept for them."""
-        stash = self._stashes.pop(microbatch)
-        while stash:
+    def accumulate(self, microbatch: int, part: Part = WHOLE) -> None:
+        """Adds the microbatch's weight gradients to ``.grad`` and forgets what it kept for them.
+
+        Args:
+            microbatch: whose parts come in order, and before those of the next one.
+            part: of the layers.
+        """
+        stash = self._stashes[microbatch]
+        if part.first == 0:
+            self._num_layers[microbatch] = len(stash)
+        num_layers = self._num_layers[microbatch]
+        num_left = num_layers - num_layers * part.end // part.num_parts
+        if part.end == part.num_parts:
+            del self._stashes[microbatch], self._num_layers[microbatch]
+        while len(stash) > num_left:
             layer, uses = stash.popitem()
             _accumulate(layer.weight, [gradient.t().mm(inputs) for inputs, gradient in uses])
             if layer.bias is not None:
@@ -64,6 +78,7 @@ class WeightGradientStore:
     def clear(self) -> None:
         """Forgets everything, as after an aborted step."""
         self._stashes.clear()
+        self._num_layers.clear()
 
 
 class DeferredLinear(nn.Linear):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from crosspipe_ray.engine.split_backward import WeightGradientStore, defer_linear_gradients
+from crosspipe_ray.ops import WHOLE, Part
 from crosspipe_ray.training.model import DecoderPart, next_token_loss
 
 
@@ -35,8 +36,8 @@ class Stage(Protocol):
     def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """I. None goes into the last stage, which has the loss; None leaves the first."""
 
-    def backward_weight(self, microbatch: int) -> None:
-        """W."""
+    def backward_weight(self, microbatch: int, part: Part = WHOLE) -> None:
+        """W, or a part of it; a microbatch's parts come in order."""
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """B: I, then W."""
@@ -117,9 +118,12 @@ class ModelStage:
                 torch.autograd.backward(saved.edge, gradient)
         return None if saved.activation is None else saved.activation.grad
 
-    def backward_weight(self, microbatch: int) -> None:
-        """W: adds the gradients of the deferred linear layers; frees what I kept for it."""
-        self.store.accumulate(microbatch)
+    def backward_weight(self, microbatch: int, part: Part = WHOLE) -> None:
+        """W: adds the gradients of the deferred linear layers; frees what I kept for it.
+
+        A part does its share of the layers.
+        """
+        self.store.accumulate(microbatch, part)
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """B: I, then W."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.engine import clock
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.ops import Kind
+from crosspipe_ray.ops import WHOLE, Kind, Part
+from crosspipe_ray.sub_blocks import share_of
 
 _MARK_BYTES = 4
 
@@ -35,9 +36,9 @@ class SyntheticStage:
         self._spend(Kind.I, microbatch, gradient)
         return self._input_gradient(microbatch)
 
-    def backward_weight(self, microbatch: int) -> None:
-        """W: lasts ``backward_weight_us``."""
-        self._spend(Kind.W, microbatch, None)
+    def backward_weight(self, microbatch: int, part: Part = WHOLE) -> None:
+        """W: lasts ``backward_weight_us``, or the part's share of it."""
+        self._spend(Kind.W, microbatch, None, part)
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """B: lasts both times."""
@@ -48,8 +49,12 @@ class SyntheticStage:
         gradient = self._costs.gradient
         return _payload(gradient.num_bytes, microbatch) if gradient else None
 
-    def _spend(self, kind: Kind, microbatch: int, received: Tensor | None) -> None:
-        end_ns = clock.now_ns() + self._costs.duration_ns[kind]
+    def _spend(
+        self, kind: Kind, microbatch: int, received: Tensor | None, part: Part = WHOLE
+    ) -> None:
+        overhead_ns = self._costs.overhead_ns
+        work_ns = share_of(self._costs.duration_ns[kind] - overhead_ns, part)
+        end_ns = clock.now_ns() + overhead_ns + work_ns
         _check_mark(kind, microbatch, received)
         clock.sleep_until(end_ns)
 

@@ -61,6 +61,8 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
         costs: of the problem, if they are at hand.
     """
     costs = stage_costs(problem) if costs is None else costs
+    if problem.max_sub_blocks > 1:  # parts take and give memory back in shares
+        problem = _without_memory_limits(problem)
     relaxation = relax(problem, costs)
     shape = (len(costs), NUM_KINDS, problem.num_microbatches)
     heads = heads_of(relaxation).reshape(shape)
@@ -76,6 +78,11 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
     makespan = max(makespan, *map(jackson_bound, machines))
     makespan = max(makespan, *_reduced(problem, costs, heads + durations[:, :, None]))
     return Bounds(makespan, heads, tails)
+
+
+def _without_memory_limits(problem: Problem) -> Problem:
+    ranks = [rank.model_copy(update={"memory_limit_bytes": None}) for rank in problem.ranks]
+    return problem.model_copy(update={"ranks": tuple(ranks)})
 
 
 def lower_bound_ns(problem: Problem) -> int:

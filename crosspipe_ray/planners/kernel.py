@@ -10,7 +10,6 @@ All of it runs as plain Python on lists and as machine code on arrays (`crosspip
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from crosspipe_ray.compiled import Numbers
@@ -109,23 +108,16 @@ class Choice(NamedTuple):
     goal: int
 
 
-Chooser = Callable[["Net", "State", "Choice", int, int, int], int]
-
-
-def run(
-    net: Net, state: State, choice: Choice, num_microbatches: int, chooser: Chooser | None = None
-) -> int:
+def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Machines are looked at in the order of time, at equal times channels first: a message that
-    comes to its channel while a rank chooses must not lose its turn.
+    Machines are looked at in the order of time, at equal times channels first.
 
     Args:
         net: the problem.
         state: a fresh one.
         choice: what decides.
         num_microbatches: M.
-        chooser: another rule than `choose` (in Python only).
 
     Returns:
         The makespan.
@@ -138,10 +130,7 @@ def run(
             send(net, state, choice, num_microbatches, machine, now)
             continue
         rank = machine - num_shared
-        if chooser is None:
-            row = choose(net, state, choice, num_microbatches, rank, now)
-        else:
-            row = chooser(net, state, choice, num_microbatches, rank, now)
+        row = choose(net, state, choice, num_microbatches, rank, now)
         if row >= 0:
             end = start(net, state, num_microbatches, row, now)
             makespan = max(makespan, end + net.finish[row])

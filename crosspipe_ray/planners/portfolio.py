@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan, Status
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate, candidates
@@ -177,12 +177,15 @@ class _Place:
             self._bounds = bounds_of(self._problem)
             self.lower_bound_ns = self._bounds.makespan_ns
         found = method.search(self._problem, self._bounds, budget, self.order)
-        self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
+        if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
+            self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
         made = _plan_of(
             self._problem, found, method.name, budget.seed, self.lower_bound_ns, started
         )
         if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
-            self.best, self.order = made, found.order
+            self.best = made
+            if made.schedule.parts is None:  # other methods start from whole ops
+                self.order = found.order
         elif made.lower_bound_ns > self.best.lower_bound_ns:
             self.best = self.best.with_bound(made.lower_bound_ns)
         return made
@@ -318,7 +321,7 @@ def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
                 f"message_memory_limit_bytes {limit}"
             )
     if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
-        lower(problem, timeline)  # posted receives take memory before they are there
+        check_messages_fit(problem, timeline)  # posted receives take memory before they are there
 
 
 def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:

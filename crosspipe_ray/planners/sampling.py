@@ -55,6 +55,8 @@ class _Clock:
         self._position = [0] * len(self._queues)
         self._free = [zero] * len(self._queues)
         self._timed = {message.op for message in plan.timeline.sends}
+        ranks = range(len(plan.timeline.ranks))
+        self._entries = [list(plan.timeline.entries(rank)) for rank in ranks]
         self._gates = {
             span.op.stage: span.end_ns
             for spans in plan.timeline.collectives
@@ -82,7 +84,7 @@ class _Clock:
         ops = self._queues[queue]
         while self._position[queue] < len(ops):
             op = ops[self._position[queue]]
-            needed = op if op in self._timed else self._input_of(op)
+            needed = op if op in self._timed else self._input_of(queue, op)
             there = self._times.pop(needed, None) if needed else self._zero
             if there is None:
                 assert needed is not None, "what needs nothing can start"
@@ -96,13 +98,14 @@ class _Clock:
     def _compute(self, queue: int, op: Op, there: Times) -> Op | None:
         """Runs an op; returns its message, or the other op's input if that takes no time."""
         stage, kind, microbatch = op
+        span, part = self._entries[queue][self._position[queue] - 1]
         start = np.maximum(self._free[queue], there)
         if kind is Kind.F and stage in self._gates:
             start = np.maximum(start, self._gates[stage])
-        self._free[queue] = end = start + self._costs[stage].duration_ns[kind]
+        self._free[queue] = end = start + (span.end_ns - span.start_ns)
         if kind in (Kind.W, Kind.B):
             self._last[stage] = end
-        if self._costs[stage].transfer(kind) is None:
+        if self._costs[stage].transfer(kind) is None or part.end < part.num_parts:
             return None
         message = Op(stage, _SENDS[kind], microbatch)
         done = message if message in self._timed else _received(message)
@@ -119,9 +122,11 @@ class _Clock:
         self._times[received] = end + self._latencies[link.src, link.dst]
         return received
 
-    def _input_of(self, op: Op) -> Op | None:
-        """What a compute op waits for from another stage."""
+    def _input_of(self, queue: int, op: Op) -> Op | None:
+        """What a rank's next op waits for from another stage; of parts the first does."""
         stage, kind, microbatch = op
+        if self._entries[queue][self._position[queue]][1].first > 0:
+            return None
         is_first = stage == (0 if kind is Kind.F else len(self._costs) - 1)
         return None if kind is Kind.W or is_first else Op(stage, _RECVS[kind], microbatch)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from crosspipe_ray.ops import COMPUTE_KINDS, Kind
+from crosspipe_ray.ops import COMPUTE_KINDS, WHOLE, Kind, Part
 from crosspipe_ray.report.axis import format_ns
 from crosspipe_ray.report.layout import BLOCK_GAP, DIGIT_WIDTH, SMALL_DIGIT_WIDTH, Page, Panel
 from crosspipe_ray.timeline import Span, Spans, Timeline
@@ -31,10 +31,10 @@ def number(value: float) -> str:
 def panel_content(page: Page, panel: Panel) -> Iterator[str]:
     """The lanes of a panel with everything in them, then the messages between them."""
     shares = shows_shares(panel.timeline)
-    for rank, spans in enumerate(panel.timeline.ranks):
+    for rank in range(len(panel.timeline.ranks)):
         top = panel.lane_tops[rank]
         yield _rect("lane", page.left, top, page.right - page.left, panel.lane_height)
-        yield from _shares(page, panel, rank) if shares else _blocks(page, panel, top, spans)
+        yield from _shares(page, panel, rank) if shares else _blocks(page, panel, rank)
     for rank, spans in enumerate(panel.timeline.collectives):
         top = panel.lane_tops[rank] + panel.lane_height - _COLLECTIVE_HEIGHT
         for span in spans:
@@ -53,16 +53,18 @@ def has_several_stages(timeline: Timeline) -> bool:
     return any(len(Spans.of(spans).ops.stages) > 1 for spans in timeline.ranks)
 
 
-def _blocks(page: Page, panel: Panel, top: float, spans: Sequence[Span]) -> Iterator[str]:
+def _blocks(page: Page, panel: Panel, rank: int) -> Iterator[str]:
     """A block per op, with its microbatch; every other stage of the rank is hatched."""
-    hatched = set(Spans.of(spans).ops.stages[1::2])
-    for span in spans:
+    top = panel.lane_tops[rank]
+    hatched = set(Spans.of(panel.timeline.ranks[rank]).ops.stages[1::2])
+    for span, part in panel.timeline.entries(rank):
         kind = span.op.kind.name
         start, end = page.x(span.start_ns), page.x(span.end_ns)
         # A hair of the lane stays visible between two blocks, unless they are hairs themselves.
         width = end - start - (BLOCK_GAP if end - start > 3 else 0)
         name = f"{kind} h{kind}" if span.op.stage in hatched else kind
-        yield _rect(name, start, top, width, panel.lane_height, title=_span_title(span))
+        title = _span_title(span, part)
+        yield _rect(name, start, top, width, panel.lane_height, title=title)
         yield from _number(page, panel, span, top)
 
 
@@ -119,8 +121,9 @@ def _messages(page: Page, panel: Panel) -> Iterator[str]:
             yield f'<path class="m m{name}" stroke-opacity="{opacity:.2f}" d="{"".join(lines)}"/>'
 
 
-def _span_title(span: Span) -> str:
-    return f"{span.op}: {format_ns(span.start_ns)} + {format_ns(span.end_ns - span.start_ns)}"
+def _span_title(span: Span, part: Part = WHOLE) -> str:
+    name = f"{span.op}" if part == WHOLE else f"{span.op} part {part}"
+    return f"{name}: {format_ns(span.start_ns)} + {format_ns(span.end_ns - span.start_ns)}"
 
 
 def _rect(name: str, x: float, y: float, width: float, height: float, *, title: str = "") -> str:

@@ -8,10 +8,10 @@ Format", https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSs
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.ops import WHOLE, Kind, Op, Part
 from crosspipe_ray.timeline import Message, Span, Timeline
 
 Event = dict[str, Any]
@@ -41,15 +41,18 @@ def trace_events(
 
 def _threads(process: int, timeline: Timeline, clusters: Sequence[str] | None) -> Iterator[Event]:
     """Rank r computes in thread 2 r and gathers and reduces in thread 2 r + 1."""
-    for rank, spans in enumerate(timeline.ranks):
+    for rank in range(len(timeline.ranks)):
         name = f"rank {rank} {clusters[rank]}" if clusters else f"rank {rank}"
-        yield from _thread(process, 2 * rank, name, spans)
+        yield from _thread(process, 2 * rank, name, timeline.entries(rank))
         if rank < len(timeline.collectives) and timeline.collectives[rank]:
             collectives = timeline.collectives[rank]
-            yield from _thread(process, 2 * rank + 1, f"{name} data parallel", collectives)
+            entries = ((span, WHOLE) for span in collectives)
+            yield from _thread(process, 2 * rank + 1, f"{name} data parallel", entries)
 
 
-def _thread(process: int, thread: int, name: str, spans: Sequence[Span]) -> Iterator[Event]:
+def _thread(
+    process: int, thread: int, name: str, entries: Iterable[tuple[Span, Part]]
+) -> Iterator[Event]:
     yield _name("thread_name", name, pid=process, tid=thread)
     yield {
         "ph": "M",
@@ -58,7 +61,8 @@ def _thread(process: int, thread: int, name: str, spans: Sequence[Span]) -> Iter
         "tid": thread,
         "args": {"sort_index": thread},
     }
-    for op, start_ns, end_ns in spans:
+    for (op, start_ns, end_ns), part in entries:
+        split = {} if part == WHOLE else {"part": list(part)}
         yield {
             "ph": "X",
             "name": str(op),
@@ -67,15 +71,17 @@ def _thread(process: int, thread: int, name: str, spans: Sequence[Span]) -> Iter
             "tid": thread,
             "ts": start_ns / _NS_PER_US,
             "dur": (end_ns - start_ns) / _NS_PER_US,
-            "args": {"stage": op.stage, "microbatch": op.microbatch},
+            "args": {"stage": op.stage, "microbatch": op.microbatch, **split},
         }
 
 
 def _flows(process: int, timeline: Timeline, flow_ids: Iterator[int]) -> Iterator[Event]:
     """An arrow per message whose two ops are both in the timeline."""
-    spans = {span.op: span for lane in timeline.ranks for span in lane}
+    # Of an op in parts: the last makes its message, and the first needs one.
+    lasts = {span.op: span for lane in timeline.ranks for span in lane}
+    firsts = {span.op: span for lane in timeline.ranks for span in reversed(lane)}
     for message in timeline.sends:
-        producer, consumer = _ends(message, spans)
+        producer, consumer = _ends(message, lasts, firsts)
         if producer is None or consumer is None:
             continue
         shared = {
@@ -95,7 +101,9 @@ def _flows(process: int, timeline: Timeline, flow_ids: Iterator[int]) -> Iterato
         yield {"ph": "f", "bp": "e", "tid": 2 * message.dst, "ts": enter_us, **shared}
 
 
-def _ends(message: Message, spans: Mapping[Op, Span]) -> tuple[Span | None, Span | None]:
+def _ends(
+    message: Message, lasts: Mapping[Op, Span], firsts: Mapping[Op, Span]
+) -> tuple[Span | None, Span | None]:
     """The op that made the message and the op that needs it."""
     stage, kind, microbatch = message.op
     forward = kind is Kind.SEND_F
@@ -103,7 +111,7 @@ def _ends(message: Message, spans: Mapping[Op, Span]) -> tuple[Span | None, Span
     peer = stage + 1 if forward else stage - 1
     producer, consumer = (
         next((spans[op] for kind in kinds if (op := Op(end, kind, microbatch)) in spans), None)
-        for end in (stage, peer)
+        for end, spans in ((stage, lasts), (peer, firsts))
     )
     return producer, consumer
 

@@ -14,6 +14,8 @@ from typing import Any
 
 Json = dict[str, Any]
 Key = tuple[int, str, int]  # stage, kind, microbatch
+Share = tuple[int, ...]  # parts first to end - 1 of k
+Part = tuple[int, int, int, int, int]  # start, end, and the three of Share
 _OP = re.compile(r"(\d+)(SEND_F|SEND_B|UNSHARD|REDUCE_GRAD|F|I|W|B)(\d*)")
 
 
@@ -33,7 +35,11 @@ class _View:
         self.problem: Json = plan["problem"]
         self.stages: list[Json] = self.problem["stages"]
         self.microbatches = range(self.problem["num_microbatches"])
-        self.compute = {_key(e["op"]): _times(e) for ops in plan["ranks"] for e in ops}
+        # Of each op, its parts in order: (start, end, first, end, k); a whole op is one part of 1.
+        self.parts: dict[Key, list[Part]] = defaultdict(list)
+        for entry in (e for ops in plan["ranks"] for e in ops):
+            self.parts[_key(entry["op"])].append((*_times(entry), *entry.get("part", (0, 1, 1))))
+        self.compute = {key: (parts[0][0], parts[-1][1]) for key, parts in self.parts.items()}
         self.sends = {_key(e["op"]): e for e in plan["sends"]}
         self.collectives = {_key(e["op"])[:2]: _times(e) for e in plan["collectives"]}
 
@@ -46,7 +52,8 @@ class _View:
     def backward(self, stage: int, microbatch: int) -> str:
         return "B" if (stage, "B", microbatch) in self.compute else "I"
 
-    def duration(self, key: Key) -> int:
+    def duration(self, key: Key, share: Share) -> int:
+        """A part's: its share of the op's time, and the overhead of the rank."""
         stage = self.stages[key[0]]
         parts = {
             "F": ["forward_us"],
@@ -55,13 +62,44 @@ class _View:
             "B": ["backward_input_us", "backward_weight_us"],
         }[key[1]]
         overhead = self.problem["ranks"][stage["rank"]].get("op_overhead_us", 0)
-        return _ns(sum(stage[part] for part in parts) + overhead)
+        whole = _ns(sum(stage[part] for part in parts) + overhead) + self.codec_time(key)
+        return _ns(overhead) + _share(whole - _ns(overhead), share)
 
-    def message_bytes(self, stage: int, kind: str) -> int:
+    def codec_time(self, key: Key) -> int:
+        """What an op spends on decoding its input and encoding its output."""
+        stage, kind, _ = key
+        if kind == "W":
+            return 0
+        step, send = (1, "SEND_F") if kind == "F" else (-1, "SEND_B")
+        decoding = self._coding(stage - step, stage, send, "decode_bytes_per_s")
+        return decoding + self._coding(stage, stage + step, send, "encode_bytes_per_s")
+
+    def _coding(self, src: int, dst: int, send: str, rate: str) -> int:
+        if min(src, dst) < 0 or max(src, dst) >= len(self.stages):
+            return 0
+        plain = self.plain_bytes(src, send)
+        codec = (self.link(self.rank(src), self.rank(dst)) or {}).get("codec") or {}
+        if self.message_bytes(src, send) == plain or not codec.get(rate):
+            return 0
+        return round(plain * 1e9 / float(codec[rate]))
+
+    def plain_bytes(self, stage: int, kind: str) -> int:
         if kind == "SEND_F":
             return int(self.stages[stage].get("output_bytes", 0))
         own = self.stages[stage].get("input_gradient_bytes")
         return int(self.stages[stage - 1].get("output_bytes", 0) if own is None else own)
+
+    def message_bytes(self, stage: int, kind: str) -> int:
+        """Codecs are for 1024 bytes and more: bf16 has 2 per value, int8 1 and 4 per 256."""
+        plain = self.plain_bytes(stage, kind)
+        receiver = self.rank(stage + (1 if kind == "SEND_F" else -1))
+        codec = (self.link(self.rank(stage), receiver) or {}).get("codec")
+        if not codec or plain < 1024:
+            return plain
+        num_values = -(-plain // int(codec.get("element_bytes", 4)))
+        if codec["kind"] == "int8":
+            return num_values + 4 * -(-num_values // 256)
+        return min(plain, 2 * num_values)
 
     def link(self, src: int, dst: int) -> Json | None:
         """The link between two ranks, or else the one between their clusters."""
@@ -94,9 +132,15 @@ class _View:
 
 def _complete(view: _View) -> Iterator[str]:
     """Each stage and microbatch has F and one form of backward, on its rank, and nothing more."""
-    num_ops = sum(len(entries) for entries in view.plan["ranks"])
-    if num_ops != len(view.compute):
-        yield "an op stands twice"
+    for key, parts in view.parts.items():
+        num_parts = parts[0][4]
+        cuts = [(0, 0), *(part[2:4] for part in parts), (num_parts, num_parts)]
+        if any(before[1] != after[0] for before, after in pairwise(cuts)):
+            yield f"{key}: an op stands twice, or a part is missing"
+        if any(first >= end or k != num_parts for _, _, first, end, k in parts):
+            yield f"{key}: parts of nothing, or of different cuts"
+        if num_parts > view.problem.get("max_sub_blocks", 1):
+            yield f"{key}: {num_parts} parts are too many"
     expected = set()
     for stage in range(len(view.stages)):
         for m in view.microbatches:
@@ -115,17 +159,20 @@ def _one_op_at_a_time(view: _View) -> Iterator[str]:
         times = [_times(entry) for entry in entries]
         if any(after[0] < before[1] for before, after in pairwise(times)):
             yield f"rank {rank}: ops overlap or are out of order"
-    for key, (start, end) in view.compute.items():
-        if end - start != view.duration(key) or start < 0:
-            yield f"{key} takes {end - start} ns"
+    for key, parts in view.parts.items():
+        for start, end, *share in parts:
+            if end - start != view.duration(key, tuple(share)) or start < 0:
+                yield f"{key} takes {end - start} ns"
 
 
 def _microbatch_order(view: _View) -> Iterator[str]:
     for entries in view.plan["ranks"]:
         last: dict[tuple[int, str], int] = {}
-        for stage, kind, m in (_key(entry["op"]) for entry in entries):
+        for entry in entries:
+            stage, kind, m = _key(entry["op"])
             group = stage, "I" if kind == "B" else kind
-            if last.get(group, -1) >= m:
+            goes_on = entry.get("part", [0])[0] > 0
+            if last.get(group, -1) > m - (not goes_on):
                 yield f"{stage}{kind}{m} is out of order"
             last[group] = m
 
@@ -216,12 +263,15 @@ def _collectives(view: _View) -> Iterator[str]:
 
 def _memory(view: _View) -> Iterator[str]:
     changes: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for (stage, kind, _), (start, end) in view.compute.items():
+    for (stage, kind, _), parts in view.parts.items():
         costs, rank = view.stages[stage], view.rank(stage)
         whole = costs.get("activation_bytes", 0)
         by_input = costs.get("freed_by_backward_input_bytes", 0)
+        taken = {"F": whole, "I": 0, "W": 0, "B": 0}[kind]
         freed = {"F": 0, "I": by_input, "W": whole - by_input, "B": whole}[kind]
-        changes[rank] += [(start, whole if kind == "F" else 0), (end, -freed)]
+        for start, end, *rest in parts:
+            share = tuple(rest)
+            changes[rank] += [(start, _share(taken, share)), (end, -_share(freed, share))]
     for rank, limits in enumerate(view.problem["ranks"]):
         limit = limits.get("memory_limit_bytes")
         resident = sum(
@@ -261,10 +311,16 @@ def _summary(view: _View) -> Iterator[str]:
         yield f"makespan_us is not {max(ends) / 1000}"
     if _ns(plan["lower_bound_us"]) > makespan:
         yield "the plan is shorter than its lower bound"
-    work = sum(end - start for start, end in view.compute.values())
+    work = sum(end - start for parts in view.parts.values() for start, end, *_ in parts)
     bubble = 1 - work / (ranks * makespan) if makespan else 0.0
     if abs(plan["bubble_ratio"] - bubble) > 1e-5:
         yield f"bubble_ratio is not {bubble}"
+
+
+def _share(total: int, share: Share) -> int:
+    """Of an op cut in k, what parts first to end - 1 have; all parts together have all."""
+    first, end, k = share
+    return total * end // k - total * first // k
 
 
 def _peak(changes: Iterable[tuple[int, int]]) -> int:

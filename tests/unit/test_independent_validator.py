@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crosspipe_ray.plan import plan_json
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
@@ -25,6 +26,17 @@ def test_plans_of_all_methods_hold(problem: Problem) -> None:
         if attempt.plan:
             found = violations(json.loads(json.dumps(plan_json(attempt.plan))))
             assert not found, attempt.method
+
+
+@settings(max_examples=80)
+@given(problems(), st.integers(2, 4))
+def test_plans_with_parts_hold(problem: Problem, max_sub_blocks: int) -> None:
+    problem = problem.model_copy(update={"max_sub_blocks": max_sub_blocks})
+    for method in ("crosspipe-greedy", "auto"):
+        found = violations(
+            json.loads(json.dumps(plan_json(plan(problem, method=method, budget=BUDGET))))
+        )
+        assert not found, method
 
 
 @pytest.fixture
@@ -48,6 +60,26 @@ def drop_weight(data: dict[str, Any]) -> None:
 
 def repeat_op(data: dict[str, Any]) -> None:
     data["ranks"][0].append(data["ranks"][0][-1])
+
+
+def split_op(data: dict[str, Any]) -> None:
+    """Into two halves, as is not allowed here."""
+    entry = data["ranks"][0].pop()
+    middle = (entry["start_us"] + entry["end_us"]) / 2
+    data["ranks"][0] += [
+        {**entry, "end_us": middle, "part": [0, 1, 2]},
+        {**entry, "start_us": middle, "part": [1, 2, 2]},
+    ]
+
+
+def cut_parts_unequal(data: dict[str, Any]) -> None:
+    split_op(data)
+    data["ranks"][0][-1]["part"] = [1, 2, 3]
+
+
+def lose_part(data: dict[str, Any]) -> None:
+    split_op(data)
+    data["ranks"][0].pop()
 
 
 def swap_ranks(data: dict[str, Any]) -> None:
@@ -95,6 +127,9 @@ def claim_less(data: dict[str, Any]) -> None:
 CORRUPTIONS: tuple[tuple[Callable[[dict[str, Any]], None], str], ...] = (
     (drop_weight, "is missing"),
     (repeat_op, "an op stands twice"),
+    (split_op, "2 parts are too many"),
+    (cut_parts_unequal, "parts of nothing, or of different cuts"),
+    (lose_part, "or a part is missing"),
     (swap_ranks, "is on rank"),
     (start_early, "starts before it can"),
     (last_shorter, "ns"),
