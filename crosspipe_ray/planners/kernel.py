@@ -10,7 +10,6 @@ All of it runs as plain Python on lists and as machine code on arrays (`crosspip
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from crosspipe_ray.compiled import Numbers
@@ -109,23 +108,16 @@ class Choice(NamedTuple):
     goal: int
 
 
-Chooser = Callable[["Net", "State", "Choice", int, int, int], int]
-
-
-def run(
-    net: Net, state: State, choice: Choice, num_microbatches: int, chooser: Chooser | None = None
-) -> int:
+def run(net: Net, state: State, choice: Choice, num_microbatches: int) -> int:
     """Runs every op once and leaves the orders in ``state``.
 
-    Machines are looked at in the order of time, at equal times channels first: a message that
-    comes to its channel while a rank chooses must not lose its turn.
+    Machines are looked at in the order of time, at equal times channels first.
 
     Args:
         net: the problem.
         state: a fresh one.
         choice: what decides.
         num_microbatches: M.
-        chooser: another rule than `choose` (in Python only).
 
     Returns:
         The makespan.
@@ -138,13 +130,10 @@ def run(
             send(net, state, choice, num_microbatches, machine, now)
             continue
         rank = machine - num_shared
-        if chooser is None:
-            op = choose(net, state, choice, num_microbatches, rank, now)
-        else:
-            op = chooser(net, state, choice, num_microbatches, rank, now)
-        if op >= 0:
-            end = start(net, state, num_microbatches, machine, op, now)
-            makespan = max(makespan, end + net.finish[op // num_microbatches])
+        row = choose(net, state, choice, num_microbatches, rank, now)
+        if row >= 0:
+            end = start(net, state, num_microbatches, row, now)
+            makespan = max(makespan, end + net.finish[row])
         else:
             wake_at(state.wake, machine, next_arrival(net, state, num_microbatches, rank, now))
     return makespan
@@ -183,7 +172,7 @@ def call(state: State, machine: int, at: int) -> None:
 def choose(
     net: Net, state: State, choice: Choice, num_microbatches: int, rank: int, now: int
 ) -> int:
-    """The op to start now; -1: none, or a more urgent one is worth waiting for."""
+    """The row whose next op starts now; -1: none, or a more urgent one is worth waiting for."""
     best, best_urgency = -1, -NEVER
     coming, coming_urgency = NEVER, -NEVER
     for position in range(net.first[rank], net.first[rank + 1]):
@@ -200,13 +189,12 @@ def choose(
         if net.taken[row] > 0 and not has_room(net, state, choice, rank, row):
             continue
         if at <= now:
-            best, best_urgency = op, urgency
+            best, best_urgency = row, urgency
         elif urgency > coming_urgency:
             coming, coming_urgency = at, urgency
     if best >= 0 and coming_urgency > best_urgency:
-        row = best // num_microbatches
-        late = now + net.duration[row] + coming_urgency - choice.goal
-        if late > 0 and coming - now <= choice.patience[row]:
+        late = now + net.duration[best] + coming_urgency - choice.goal
+        if late > 0 and coming - now <= choice.patience[best]:
             return -1
     return best
 
@@ -230,23 +218,17 @@ def next_arrival(net: Net, state: State, num_microbatches: int, rank: int, now: 
     return soonest
 
 
-def start(
-    net: Net,
-    state: State,
-    num_microbatches: int,
-    machine: int,
-    op: int,
-    now: int,
-) -> int:
-    """Starts an op and returns its end; its message goes at once if it has its own channel."""
-    row = op // num_microbatches
-    rank = net.rank[row]
+def start(net: Net, state: State, num_microbatches: int, row: int, now: int) -> int:
+    """Starts a row's next op and returns its end; its message goes at once on an own channel."""
+    rank, microbatch = net.rank[row], state.done[row]
+    op = row * num_microbatches + microbatch
     end = now + net.duration[row]
     state.starts[op] = now
-    state.held[rank] += net.taken[row] - net.freed[row]
     state.done[row] += 1
+    state.held[rank] += net.taken[row] - net.freed[row]
     state.order[num_microbatches * net.first[rank] + state.length[rank]] = op
     state.length[rank] += 1
+    machine = len(net.user_first) - 1 + rank
     state.free[machine] = end
     wake_at(state.wake, machine, end)
     if net.shared[row] >= 0:
@@ -256,15 +238,17 @@ def start(
         if net.own[row] >= 0:
             sent = max(sent, state.free[net.own[row]]) + net.occupancy[row]
             state.free[net.own[row]] = sent
-        arrive(net, state, num_microbatches, op, sent + net.latency[row])
+        arrive(net, state, num_microbatches, row, microbatch, sent + net.latency[row])
     return end
 
 
-def arrive(net: Net, state: State, num_microbatches: int, op: int, at: int) -> None:
-    """Makes the arrival of an op's message known to its receiver."""
-    row = net.target[op // num_microbatches]
-    state.ready[row * num_microbatches + op % num_microbatches] = at
-    call(state, len(net.user_first) - 1 + net.rank[row], at)
+def arrive(
+    net: Net, state: State, num_microbatches: int, row: int, microbatch: int, at: int
+) -> None:
+    """Makes the arrival of a row's message known to its receiver."""
+    target = net.target[row]
+    state.ready[target * num_microbatches + microbatch] = at
+    call(state, len(net.user_first) - 1 + net.rank[target], at)
 
 
 def send(
@@ -284,12 +268,13 @@ def send(
             if urgency > best_urgency:
                 best, best_urgency = row, urgency
     if best >= 0:
-        op = best * num_microbatches + state.sent[best]
+        microbatch = state.sent[best]
         state.sent[best] += 1
-        state.sends[state.num_sends[0]] = op
+        state.sends[state.num_sends[0]] = best * num_microbatches + microbatch
         state.num_sends[0] += 1
-        state.free[channel] = now + net.occupancy[best]
-        arrive(net, state, num_microbatches, op, state.free[channel] + net.latency[best])
+        sent = now + net.occupancy[best]
+        state.free[channel] = sent
+        arrive(net, state, num_microbatches, best, microbatch, sent + net.latency[best])
     wake_at(state.wake, channel, NEVER)
     for position in range(net.user_first[channel], net.user_first[channel + 1]):
         at = ready_to_send(net, state, num_microbatches, net.users[position])

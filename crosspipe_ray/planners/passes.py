@@ -83,6 +83,7 @@ class ListScheduler:
     Attributes:
         bounds: of the problem.
         tails: from the start of each op, by the bound; shape (rows of the kernel, microbatches).
+        steady_tails: as if all ran at one pace; None where a rank has several stages.
         num_stages: of the problem.
     """
 
@@ -93,6 +94,8 @@ class ListScheduler:
         self.tails = tails_from_start(problem, costs, self.bounds)
         self._problem = problem
         net = net_of(problem, costs)
+        is_chain = len(problem.ranks) == len(costs)
+        self.steady_tails = _steady_tails(net, problem.num_microbatches) if is_chain else None
         self._net = Ways.of(net)
         self._mirrored = Ways.of(mirrored(problem, costs, net))
         self._mean_ns = sum(net.duration) / len(net.duration)
@@ -174,3 +177,23 @@ class ListScheduler:
         caps = np.rint(bias.cap + bias.cap_slope * (self.num_stages - 1 - stages))
         at_least_one: Times = np.maximum(1, caps).astype(np.int64)
         return at_least_one
+
+
+def _steady_tails(net: Net, num_microbatches: int) -> Times:
+    """Tails of the order in which every rank takes F, I and W in turn, as zb-h1 does.
+
+    A microbatch follows the other after the work of the heaviest rank. F goes down without a
+    stop, I waits for a W on every rank on its way up, and rank s puts off s W's to the end. With
+    equal stages and memory for as many microbatches as ranks that is the optimum without delays,
+    and near it with them.
+    """
+    forward, backward, weight = np.array(net.duration).reshape(-1, 3).T
+    pace = (forward + backward + weight).max()
+    down = np.cumsum(forward) - forward
+    up = np.cumsum((backward + weight)[::-1])[::-1] - (backward + weight)
+    turned = forward.sum() + up
+    put_off = turned + backward + pace * np.arange(len(forward))
+    first_starts = np.stack([down, turned, put_off], axis=1).reshape(-1, 1)
+    starts = first_starts + pace * np.arange(num_microbatches)
+    tails: Times = starts.max() - starts
+    return tails
