@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy as np
 
+from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
+from crosspipe_ray.planners import sweeps
 from crosspipe_ray.planners.memory_bound import memory_bound
 from crosspipe_ray.planners.relaxation import (
     NUM_KINDS,
@@ -30,9 +31,11 @@ from crosspipe_ray.planners.relaxation import (
     mirrored,
     relax,
 )
+from crosspipe_ray.planners.sweeps import Jobs, machine_bound
 from crosspipe_ray.problem import Problem
 
-_MOST_EXACT = 300_000  # jobs, over all machines; above, heads and tails are tried in a coarse grid
+_JACKSON = Loop(sweeps.machine_bound, sweeps.most_urgent, sweeps.next_head)
+_PYTHON_S = 5e-6  # for a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,9 @@ def bounds_of(problem: Problem, costs: Sequence[StageCosts] | None = None) -> Bo
     machines = [
         *_rank_jobs(problem, heads, durations, tails),
         *_channel_jobs(costs, heads, durations, tails),
-        *_reduce_jobs(problem, costs, heads + durations[:, :, None]),
     ]
-    exact = sum(len(jobs[0]) for jobs in machines) <= _MOST_EXACT
-    for jobs in machines:
-        makespan = max(makespan, jackson_bound(*jobs) if exact else _coarse_bound(*jobs))
+    makespan = max(makespan, *map(jackson_bound, machines))
+    makespan = max(makespan, *_reduced(problem, costs, heads + durations[:, :, None]))
     return Bounds(makespan, heads, tails)
 
 
@@ -89,72 +90,38 @@ def lower_bound_ns(problem: Problem) -> int:
     return bounds_of(problem).makespan_ns
 
 
-def tail_table_ns(
-    problem: Problem, costs: Sequence[StageCosts], *, bounds: Bounds | None = None
-) -> dict[Kind, list[list[int]]]:
-    """Least time from the start of an op to the end of the step, by kind, stage and microbatch."""
-    tails = (bounds or bounds_of(problem, costs)).tails
+def tails_from_start(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> Times:
+    """Least time from the start of an op to the end of the step, by row of the kernel."""
     durations = np.array([least_durations(problem, costs, stage) for stage in range(len(costs))])
-    from_start = tails + durations[:, :, None]
-    return {kind: from_start[:, kind].tolist() for kind in (Kind.F, Kind.I, Kind.W)}
+    from_start: Times = (bounds.tails + durations[:, :, None]).reshape(durations.size, -1)
+    return from_start
 
 
-def jackson_bound(heads: Times, durations: Times, tails: Times) -> int:
-    """Optimum of one machine with heads and tails when jobs may be preempted.
+def jackson_bound(jobs: Jobs) -> int:
+    """Optimum of one machine with heads and tails when its jobs may be preempted.
 
-    >>> jackson_bound(np.array([0, 1]), np.array([4, 1]), np.array([0, 6]))
+    >>> jackson_bound(Jobs([0, 1, 2], [4, 1], [0, 1], [0, 6]))
     8
     """
-    in_order = np.argsort(heads, kind="stable")
-    jobs = zip(
-        heads[in_order].tolist(),
-        durations[in_order].tolist(),
-        tails[in_order].tolist(),
-        strict=True,
-    )
-    waiting: list[tuple[int, int]] = []  # (-tail, time left)
-    now = bound = 0
-    for head, duration, tail in jobs:
-        while waiting and now < head:
-            negative_tail, left = heappop(waiting)
-            run = min(left, head - now)
-            now += run
-            if run < left:
-                heappush(waiting, (negative_tail, left - run))
-            else:
-                bound = max(bound, now - negative_tail)
-        now = max(now, head)
-        if duration:
-            heappush(waiting, (-tail, duration))
-        else:
-            bound = max(bound, head + tail)
-    while waiting:
-        negative_tail, left = heappop(waiting)
-        now += left
-        bound = max(bound, now - negative_tail)
-    return bound
+    done = np.zeros(len(jobs.durations), dtype=np.int64)
+    machine_code = _JACKSON.machine_code(python_s=_PYTHON_S * len(jobs.heads))
+    if machine_code:
+        jobs = as_arrays(jobs)
+        return int(machine_code(jobs, done, np.array(jobs.durations)))
+    jobs = as_lists(jobs)
+    return machine_bound(jobs, done.tolist(), list(jobs.durations))
 
 
-def _coarse_bound(heads: Times, durations: Times, tails: Times) -> int:
-    """For some h and q: h + work of the jobs with heads from h and tails from q on + q."""
-    bound = 0
-    for share in (0.0, 0.001, 0.01, 0.1, 0.5):
-        for tail_share in (0.0, 0.001, 0.01, 0.1, 0.5):
-            head, tail = np.quantile(heads, share), np.quantile(tails, tail_share)
-            chosen = (heads >= head) & (tails >= tail)
-            if chosen.any():
-                work = int(durations[chosen].sum())
-                bound = max(bound, int(heads[chosen].min()) + work + int(tails[chosen].min()))
-    return bound
-
-
-def _rank_jobs(
-    problem: Problem, heads: Times, durations: Times, tails: Times
-) -> Iterator[tuple[Times, Times, Times]]:
+def _rank_jobs(problem: Problem, heads: Times, durations: Times, tails: Times) -> Iterator[Jobs]:
     for stages in problem.stages_of_rank:
         chosen = list(stages)
-        work = np.repeat(durations[chosen].ravel(), problem.num_microbatches)
-        yield heads[chosen].ravel(), work, tails[chosen].ravel()
+        yield _jobs(durations[chosen].ravel(), heads[chosen], tails[chosen])
+
+
+def _jobs(durations: Times, heads: Times, tails: Times) -> Jobs:
+    """Of one machine; heads and tails have a row of each duration."""
+    first = np.linspace(0, heads.size, len(durations) + 1, dtype=np.int64)
+    return Jobs(first, durations, heads.ravel(), tails.ravel())
 
 
 def _collective_loads(problem: Problem, costs: Sequence[StageCosts]) -> Iterator[int]:
@@ -163,29 +130,28 @@ def _collective_loads(problem: Problem, costs: Sequence[StageCosts]) -> Iterator
         yield sum(costs[stage].gather_ns + costs[stage].reduce_ns for stage in stages)
 
 
-def _reduce_jobs(
-    problem: Problem, costs: Sequence[StageCosts], ends: Times
-) -> Iterator[tuple[Times, Times, Times]]:
-    """Per rank, its reductions: from the end of the last W on."""
+def _reduced(problem: Problem, costs: Sequence[StageCosts], ends: Times) -> Iterator[int]:
+    """Per rank, when its reductions can be done: one at a time, from the last W of the stage on."""
     for stages in problem.stages_of_rank:
-        work = np.array([costs[stage].reduce_ns for stage in stages])
-        if work.any():
-            yield ends[list(stages), Kind.W, -1], work, np.zeros_like(work)
+        done = 0
+        for end, stage in sorted((int(ends[stage, Kind.W, -1]), stage) for stage in stages):
+            if costs[stage].reduce_ns:
+                done = max(done, end) + costs[stage].reduce_ns
+        yield done
 
 
 def _channel_jobs(
     costs: Sequence[StageCosts], heads: Times, durations: Times, tails: Times
-) -> Iterator[tuple[Times, Times, Times]]:
-    users: dict[int, list[tuple[Times, Times, Times]]] = defaultdict(list)
+) -> Iterator[Jobs]:
+    """Per channel, its messages: a row for each stage and direction."""
+    users: dict[int, list[tuple[int, Times, Times]]] = defaultdict(list)
     for stage, cost in enumerate(costs):
         for kind, receiver in ((Kind.F, stage + 1), (Kind.I, stage - 1)):
             transfer = cost.transfer(kind)
             if transfer and transfer.route and transfer.occupancy_ns:
                 ready = heads[stage, kind] + durations[stage, kind]
                 rest = tails[receiver, kind] + durations[receiver, kind] + transfer.route.latency_ns
-                users[transfer.route.channel].append(
-                    (ready, np.full(len(ready), transfer.occupancy_ns), rest)
-                )
+                users[transfer.route.channel].append((transfer.occupancy_ns, ready, rest))
     for messages in users.values():
-        ready, occupancy, rest = (np.concatenate(column) for column in zip(*messages, strict=True))
-        yield ready, occupancy, rest
+        occupancy, ready, rest = zip(*messages, strict=True)
+        yield _jobs(np.array(occupancy), np.array(ready), np.array(rest))

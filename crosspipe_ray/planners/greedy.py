@@ -15,7 +15,8 @@ from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.planners.bounds import Bounds
 from crosspipe_ray.planners.kernel import State
 from crosspipe_ray.planners.network import Order
-from crosspipe_ray.planners.passes import Bias, ListScheduler, Rows, Triple
+from crosspipe_ray.planners.passes import Bias, ListScheduler, Triple
+from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
@@ -26,6 +27,9 @@ _STARTS = tuple(
     Bias(patience=(patience,) * 3, goal=goal)
     for patience, goal in ((0.5, 0.0), (1.0, 1.0), (1.5, 1.0), (3.0, 1.0), (0.0, 0.0), (1.0, 0.0))
 )
+_STEADY_STARTS = tuple(Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5)))
+_SLACK = 0.002  # mean share by which the current attempt may get longer
+_MOST_FRUITLESS = 300  # steps without a better attempt, after which the search starts elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class _Attempt:
     makespan_ns: int
     state: State
     bias: Bias
-    tails: Rows
+    tails: Times
 
 
 def greedy(
@@ -87,13 +91,16 @@ def greedy_order(
 
 
 class _Search:
-    """The best attempt so far, and the one whose neighbours are tried."""
+    """The best attempt so far, and the current one, whose neighbours are tried."""
 
     def __init__(self, scheduler: ListScheduler, rng: random.Random) -> None:
         self._scheduler = scheduler
         self._rng = rng
-        self._num_steps = 0
-        self.best = self._current = self._tried(_STARTS[0], scheduler.tails)
+        self._starts = [(bias, scheduler.tails) for bias in _STARTS]
+        if scheduler.steady_tails is not None:
+            self._starts[2:2] = [(bias, scheduler.steady_tails) for bias in _STEADY_STARTS]
+        self._num_steps = self._num_fruitless = 0
+        self.best = self._current = self._tried(*self._starts[0])
 
     @property
     def best_ns(self) -> int:
@@ -101,35 +108,40 @@ class _Search:
         return self.best.makespan_ns
 
     def step(self) -> None:
-        """Tries one more; equals and, now and then, slightly longer ones become the current one."""
+        """Tries one more; it becomes the current one if it is not much longer."""
         self._num_steps += 1
         attempt = self._tried(*self._next())
-        longest = self._current.makespan_ns * (1.002 if self._rng.random() < 0.05 else 1.0)
-        if attempt.makespan_ns <= longest:
+        slack = self._rng.expovariate(1 / _SLACK)
+        if self._num_fruitless > _MOST_FRUITLESS:
+            self._current, self._num_fruitless = attempt, 0
+        elif attempt.makespan_ns <= self._current.makespan_ns * (1 + slack):
             self._current = attempt
+        self._num_fruitless += 1
         if attempt.makespan_ns < self.best_ns:
-            self.best = attempt
+            self.best, self._num_fruitless = attempt, 0
 
-    def _tried(self, bias: Bias, tails: Rows) -> _Attempt:
+    def _tried(self, bias: Bias, tails: Times) -> _Attempt:
         makespan, state = self._scheduler.forward(tails, bias)
         return _Attempt(makespan, state, bias, tails)
 
-    def _next(self) -> tuple[Bias, Rows]:
-        if self._num_steps < len(_STARTS):
-            return _STARTS[self._num_steps], self._scheduler.tails
-        rng = self._rng
-        origin = self._current if rng.random() < 0.8 else self.best
+    def _next(self) -> tuple[Bias, Times]:
+        rng, current = self._rng, self._current
+        if self._num_steps < len(self._starts):
+            return self._starts[self._num_steps]
+        if self._num_fruitless > _MOST_FRUITLESS:
+            bias, tails = rng.choice(self._starts)
+            return _neighbour(bias, self._scheduler.num_stages, rng), tails
         if rng.random() < 0.5:
-            bias = origin.bias if rng.random() < 0.5 else rng.choice(_STARTS)
-            return bias, self._learned(origin)
-        tails = origin.tails if rng.random() < 0.9 else self._scheduler.tails
-        return _neighbour(origin.bias, self._scheduler.num_stages, rng), tails
+            bias = current.bias if rng.random() < 0.5 else rng.choice(_STARTS)
+            return bias, self._learned(current)
+        tails = current.tails if rng.random() < 0.9 else self._scheduler.tails
+        return _neighbour(current.bias, self._scheduler.num_stages, rng), tails
 
-    def _learned(self, origin: _Attempt) -> Rows:
+    def _learned(self, origin: _Attempt) -> Times:
         rng = self._rng
         return self._scheduler.learned_tails(
             origin.state,
-            noise=rng.choice((0.0, 0.5, 1.0, 2.0)),
+            noise=rng.choice((0.0, 0.1, 0.25, 0.5, 1.0)),
             patience=rng.choice((0.0, 0.25, 0.5, 1.0, 1.5)),
             goal=rng.choice((0.0, 1.0)),
             rng=rng,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from crosspipe_ray.columns import Ints, Ops
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind, Op, op_code
 from crosspipe_ray.planners.kernel import NEVER, Net, State
-from crosspipe_ray.planners.relaxation import split_durations
+from crosspipe_ray.planners.relaxation import offsets, split_durations
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
@@ -44,7 +44,7 @@ def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
         gate=_gates(problem, costs),
         finish=[costs[stage].reduce_ns for stage, _ in rows],
         **_rank_fields(problem, costs),
-        **_channel_fields(costs, rows),
+        **_channel_fields(costs, rows, len(problem.ranks)),
     )
 
 
@@ -95,26 +95,40 @@ def _opening_rows(problem: Problem) -> dict[int, int]:
 
 
 def fresh_state(net: Net, num_microbatches: int) -> State:
-    """Nothing has run; only ops that wait for no message have their inputs."""
+    """Nothing has run; only ops that wait for no message have their inputs. In arrays."""
     num_rows, num_ranks = len(net.duration), len(net.limit)
-    waiting = {target for target in net.target if target >= 0}
-    ready = [
-        NEVER if row in waiting else 0 for row in range(num_rows) for _ in range(num_microbatches)
-    ]
+    num_shared, num_alone = len(net.user_first) - 1, sum(channel >= 0 for channel in net.own)
+    num_ops = num_rows * num_microbatches
+    num_sends = sum(channel >= 0 for channel in net.shared) * num_microbatches
+    waiting = np.zeros(num_rows, dtype=bool)
+    waiting[[target for target in net.target if target >= 0]] = True
     return State(
-        ready=ready,
-        starts=[0] * (num_rows * num_microbatches),
-        done=[0] * num_rows,
-        ended=[0] * num_rows,
-        sent=[0] * num_rows,
-        held=[0] * num_ranks,
-        busy=[0] * num_ranks,
-        occupied=[0] * len(net.user_first),
-        order=[0] * (num_rows * num_microbatches),
-        length=[0] * num_ranks,
-        sends=[0] * (sum(channel >= 0 for channel in net.shared) * num_microbatches),
-        num_sends=[0],
+        ready=np.repeat(np.where(waiting, NEVER, 0), num_microbatches),
+        starts=_zeros(num_ops),
+        done=_zeros(num_rows),
+        sent=_zeros(num_rows),
+        held=_zeros(num_ranks),
+        free=_zeros(num_shared + num_ranks + num_alone),
+        wake=_tree([NEVER] * num_shared + [0] * num_ranks),
+        order=_zeros(num_ops),
+        length=_zeros(num_ranks),
+        sends=_zeros(num_sends),
+        num_sends=_zeros(1),
     )
+
+
+def _zeros(size: int) -> Ints:
+    return np.zeros(size, dtype=np.int64)
+
+
+def _tree(leaves: Sequence[int]) -> Ints:
+    """A tree of minima, from 1 on; the leaves are its second half, as many as a power of two."""
+    num_leaves = 1 << (len(leaves) - 1).bit_length()
+    tree = np.full(2 * num_leaves, NEVER)
+    tree[num_leaves : num_leaves + len(leaves)] = leaves
+    for node in range(num_leaves - 1, 0, -1):
+        tree[node] = min(tree[2 * node], tree[2 * node + 1])
+    return tree
 
 
 def order_of(problem: Problem, net: Net, state: State) -> Order:
@@ -124,7 +138,7 @@ def order_of(problem: Problem, net: Net, state: State) -> Order:
     ops = [
         order[begin : begin + length] for begin, length in zip(begins, state.length, strict=True)
     ]
-    schedule = Schedule.of_codes(op_codes(problem, np.concatenate(ops)), state.length)
+    schedule = Schedule.of_codes(op_codes(problem, np.concatenate(ops)), list(state.length))
     return Order(schedule, _sends(net, state, problem.num_microbatches))
 
 
@@ -155,25 +169,26 @@ def _sends(net: Net, state: State, num_microbatches: int) -> Ops | None:
 
 
 def _channel_fields(
-    costs: Sequence[StageCosts], rows: Sequence[tuple[int, Kind]]
+    costs: Sequence[StageCosts], rows: Sequence[tuple[int, Kind]], num_ranks: int
 ) -> dict[str, list[int]]:
-    """The fields of Net that are about channels."""
+    """The fields of Net that are about channels: machines before the ranks, if shared, or after."""
     transfers = [costs[stage].transfer(kind) for stage, kind in rows]
     routes = [transfer.route if transfer else None for transfer in transfers]
-    channels = [route.channel if route else -1 for route in routes]
-    num_users = Counter(channels)
-    is_shared = [channel >= 0 and num_users[channel] > 1 for channel in channels]
-    users: list[list[int]] = [[] for _ in range(max(channels) + 1)]
-    for row, channel in enumerate(channels):
-        if is_shared[row]:
-            users[channel].append(row)
+    users: dict[int, list[int]] = defaultdict(list)
+    for row, route in enumerate(routes):
+        if route:
+            users[route.channel].append(row)
+    shared = [held for held in users.values() if len(held) > 1]
+    alone = [held[0] for held in users.values() if len(held) == 1]
+    machine_of = {row: machine for machine, held in enumerate(shared) for row in held}
+    own_of = {row: machine for machine, row in enumerate(alone, len(shared) + num_ranks)}
     return {
-        "own": [-1 if many else each for each, many in zip(channels, is_shared, strict=True)],
-        "shared": [each if many else -1 for each, many in zip(channels, is_shared, strict=True)],
+        "own": [own_of.get(row, -1) for row in range(len(rows))],
+        "shared": [machine_of.get(row, -1) for row in range(len(rows))],
         "occupancy": [transfer.occupancy_ns if transfer else 0 for transfer in transfers],
         "latency": [route.latency_ns if route else 0 for route in routes],
-        "user_first": _offsets([len(held) for held in users]),
-        "users": [row for held in users for row in held],
+        "user_first": offsets(map(len, shared)),
+        "users": [row for held in shared for row in held],
     }
 
 
@@ -190,19 +205,12 @@ def _rank_fields(problem: Problem, costs: Sequence[StageCosts]) -> dict[str, lis
     ]
     reserves = _reserves(problem, costs)
     return {
-        "first": _offsets([len(rows) for rows in held]),
+        "first": offsets([len(rows) for rows in held]),
         "rows": [row for rows in held for row in rows],
         "rank": [rank for rank in problem.rank_of_stage for _ in _KINDS],
         "reserve": [reserve for reserve in reserves for _ in _KINDS],
         "limit": [_limit(problem, rank) for rank in range(len(problem.ranks))],
     }
-
-
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    offsets = [0]
-    for size in sizes:
-        offsets.append(offsets[-1] + size)
-    return offsets
 
 
 def _freed(problem: Problem, costs: Sequence[StageCosts], stage: int, kind: Kind) -> int:

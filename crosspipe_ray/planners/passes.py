@@ -12,16 +12,47 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import Bounds, bounds_of, tail_table_ns
+from crosspipe_ray.planners import kernel
+from crosspipe_ray.planners.bounds import Bounds, bounds_of, tails_from_start
 from crosspipe_ray.planners.kernel import NEVER, Choice, Net, State, run
 from crosspipe_ray.planners.network import Order, fresh_state, mirrored, net_of, order_of
+from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 
 Triple = tuple[float, float, float]
-Rows = list[list[int]]  # per row of the kernel, a value for every microbatch
+_PYTHON_S = 4e-6  # for an op in a pass
+_NOTHING = np.zeros(0, dtype=np.int64)
+_RUN = Loop(
+    run,
+    kernel.arrive,
+    kernel.call,
+    kernel.choose,
+    kernel.first_to_wake,
+    kernel.has_room,
+    kernel.next_arrival,
+    kernel.ready_to_send,
+    kernel.send,
+    kernel.start,
+    kernel.wake_at,
+)
+
+
+class Ways(NamedTuple):
+    """A net in both of its forms: lists for Python, arrays for machine code."""
+
+    lists: Net
+    arrays: Any  # a Net of arrays
+
+    @classmethod
+    def of(cls, net: Net) -> Ways:
+        """Of a net of lists."""
+        return cls(net, as_arrays(net))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +82,41 @@ class ListScheduler:
 
     Attributes:
         bounds: of the problem.
-        tails: from the start of each op, by the bound.
+        tails: from the start of each op, by the bound; shape (rows of the kernel, microbatches).
+        steady_tails: as if all ran at one pace; None where a rank has several stages.
         num_stages: of the problem.
     """
 
     def __init__(self, problem: Problem, *, bounds: Bounds | None = None) -> None:
         costs = stage_costs(problem)
         self.bounds = bounds or bounds_of(problem, costs)
-        table = tail_table_ns(problem, costs, bounds=self.bounds)
-        self.tails: Rows = [
-            table[kind][stage] for stage in range(len(costs)) for kind in (Kind.F, Kind.I, Kind.W)
-        ]
         self.num_stages = len(costs)
+        self.tails = tails_from_start(problem, costs, self.bounds)
         self._problem = problem
-        self._net = net_of(problem, costs)
-        self._mirrored = mirrored(problem, costs, self._net)
-        self._fresh = fresh_state(self._net, problem.num_microbatches)
-        self._fresh_mirrored = fresh_state(self._mirrored, problem.num_microbatches)
-        self._mean_ns = sum(self._net.duration) / len(self._net.duration)
+        net = net_of(problem, costs)
+        is_chain = len(problem.ranks) == len(costs)
+        self.steady_tails = _steady_tails(net, problem.num_microbatches) if is_chain else None
+        self._net = Ways.of(net)
+        self._mirrored = Ways.of(mirrored(problem, costs, net))
+        self._mean_ns = sum(net.duration) / len(net.duration)
 
     def order(self, state: State) -> Order:
         """The order that a forward pass left."""
-        return order_of(self._problem, self._net, state)
+        return order_of(self._problem, self._net.lists, state)
 
-    def forward(self, tails: Rows, bias: Bias) -> tuple[int, State]:
+    def forward(self, tails: Times, bias: Bias) -> tuple[int, State]:
         """One pass: its makespan, and what it left."""
-        urgency: list[int] = []
-        for row, values in enumerate(tails):
-            offset = self._offset_ns(bias, row)
-            urgency += [value + offset for value in values] if offset else values
         choice = Choice(
-            urgency,
-            _patience_ns(self._net, bias.patience),
-            [self._cap(bias, row // 3) for row in range(len(tails))],
-            int(bias.goal * self.bounds.makespan_ns),
+            urgency=(tails + self._offsets_ns(bias)[:, None]).ravel(),
+            patience=self._patience_ns(bias.patience),
+            cap=self._caps(bias),
+            goal=int(bias.goal * self.bounds.makespan_ns),
         )
-        state = _copy_of(self._fresh)
-        return run(self._net, state, choice, self._problem.num_microbatches), state
+        return self._pass(self._net, choice)
 
     def learned_tails(
         self, state: State, *, noise: float, patience: float, goal: float, rng: random.Random
-    ) -> Rows:
+    ) -> Times:
         """Times from each start to the end of the step when an order is gone through backwards.
 
         What ended last goes first, on the mirrored problem.
@@ -103,44 +128,72 @@ class ListScheduler:
             goal: as in Bias.
             rng: makes the noise.
         """
-        net, count = self._mirrored, self._problem.num_microbatches
-        urgency: list[int] = []
-        for row, duration in enumerate(net.duration):
-            offset = duration + int(rng.gauss(0.0, noise * self._mean_ns))
-            urgency += [start + offset for start in _backwards(state, row, count)]
-        backwards = _copy_of(self._fresh_mirrored)
+        durations = self._net.arrays.duration
+        offsets = [int(rng.gauss(0.0, noise * self._mean_ns)) for _ in durations]
         choice = Choice(
-            urgency,
-            _patience_ns(net, (patience,) * 3),
-            [NEVER] * len(net.duration),
-            int(goal * self.bounds.makespan_ns),
+            urgency=(self._backwards(state) + (durations + offsets)[:, None]).ravel(),
+            patience=self._patience_ns((patience,) * 3),
+            cap=np.full(len(durations), NEVER),
+            goal=int(goal * self.bounds.makespan_ns),
         )
-        run(net, backwards, choice, count)
-        return [
-            [start + duration for start in _backwards(backwards, row, count)]
-            for row, duration in enumerate(net.duration)
-        ]
+        _, backwards = self._pass(self._mirrored, choice)
+        tails: Times = self._backwards(backwards) + durations[:, None]
+        return tails
 
-    def _offset_ns(self, bias: Bias, row: int) -> int:
-        stage, kind = divmod(row, 3)
+    def _pass(self, net: Ways, choice: Choice) -> tuple[int, State]:
+        """A run of the kernel, in whichever way is sooner done."""
+        count = self._problem.num_microbatches
+        state = fresh_state(net.lists, count)
+        machine_code = _RUN.machine_code(python_s=_PYTHON_S * len(state.starts))
+        if machine_code:
+            makespan = int(machine_code(net.arrays, state, choice, count))
+        else:
+            in_lists = as_lists(state)
+            makespan = run(net.lists, in_lists, as_lists(choice), count)
+            state = as_arrays(in_lists)
+        return makespan, state._replace(ready=_NOTHING)
+
+    def _backwards(self, state: State) -> Times:
+        """Starts by row, as microbatches count on the mirrored problem."""
+        starts: Times = np.asarray(state.starts)
+        return starts.reshape(len(self.tails), -1)[:, ::-1]
+
+    def _offsets_ns(self, bias: Bias) -> Times:
+        stage, kind = np.divmod(np.arange(3 * self.num_stages), 3)
         depth = stage / max(1, self.num_stages - 1)
-        return int(self._mean_ns * (bias.offset[kind] + bias.slope[kind] * depth))
+        offset, slope = np.array(bias.offset), np.array(bias.slope)
+        offsets: Times = (self._mean_ns * (offset[kind] + slope[kind] * depth)).astype(np.int64)
+        return offsets
 
-    def _cap(self, bias: Bias, stage: int) -> int:
+    def _patience_ns(self, patience: Triple) -> Times:
+        durations = self._net.arrays.duration
+        patiences: Times = (np.tile(patience, self.num_stages) * durations).astype(np.int64)
+        return patiences
+
+    def _caps(self, bias: Bias) -> Times:
+        stages = np.repeat(np.arange(self.num_stages), 3)
         if bias.cap is None:
-            return NEVER
-        return max(1, round(bias.cap + bias.cap_slope * (self.num_stages - 1 - stage)))
+            return np.full(len(stages), NEVER)
+        caps = np.rint(bias.cap + bias.cap_slope * (self.num_stages - 1 - stages))
+        at_least_one: Times = np.maximum(1, caps).astype(np.int64)
+        return at_least_one
 
 
-def _patience_ns(net: Net, patience: Triple) -> list[int]:
-    return [int(patience[row % 3] * duration) for row, duration in enumerate(net.duration)]
+def _steady_tails(net: Net, num_microbatches: int) -> Times:
+    """Tails of the order in which every rank takes F, I and W in turn, as zb-h1 does.
 
-
-def _backwards(state: State, row: int, count: int) -> list[int]:
-    starts = list(state.starts[row * count : (row + 1) * count])
-    starts.reverse()
-    return starts
-
-
-def _copy_of(state: State) -> State:
-    return State(*(values[:] for values in state))
+    A microbatch follows the other after the work of the heaviest rank. F goes down without a
+    stop, I waits for a W on every rank on its way up, and rank s puts off s W's to the end. With
+    equal stages and memory for as many microbatches as ranks that is the optimum without delays,
+    and near it with them.
+    """
+    forward, backward, weight = np.array(net.duration).reshape(-1, 3).T
+    pace = (forward + backward + weight).max()
+    down = np.cumsum(forward) - forward
+    up = np.cumsum((backward + weight)[::-1])[::-1] - (backward + weight)
+    turned = forward.sum() + up
+    put_off = turned + backward + pace * np.arange(len(forward))
+    first_starts = np.stack([down, turned, put_off], axis=1).reshape(-1, 1)
+    starts = first_starts + pace * np.arange(num_microbatches)
+    tails: Times = starts.max() - starts
+    return tails

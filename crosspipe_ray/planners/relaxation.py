@@ -20,20 +20,35 @@ edge is turned round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import StageCosts, Transfer, activation_limit_bytes
 from crosspipe_ray.ops import Kind
+from crosspipe_ray.planners import sweeps
+from crosspipe_ray.planners.sweeps import Bonds, Work, raise_heads
 from crosspipe_ray.problem import Problem
 
 Times = NDArray[np.int64]
 NUM_KINDS = 3  # F, I (or B) and W (nothing after B)
 _MAX_SWEEPS = 64
-_SWEEP_WORK = 4_000_000  # of comparisons in the rank argument; fewer h are tried on larger problems
+_LARGE = 1_000_000  # ops, above which few sweeps must do
+_FEW_SWEEPS = 8
+_SWEEPS, _PYTHON_S = 5, 3e-6  # usual number of sweeps, and Python's time for an op in one
+_RAISE = Loop(
+    sweeps.raise_heads,
+    sweeps.is_stale,
+    sweeps.raise_row,
+    sweeps.raise_by_edge,
+    sweeps.raise_by_rank,
+    sweeps.forget_periods,
+    sweeps.join,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,61 +156,53 @@ def mirrored(relaxation: Relaxation, costs: Sequence[StageCosts]) -> Relaxation:
 
 def heads_of(relaxation: Relaxation) -> Times:
     """Lower bounds on starts, shape (rows, microbatches), by sweeps until nothing moves."""
-    num_microbatches, num_rows = relaxation.num_microbatches, len(relaxation.durations)
-    heads = np.repeat(np.array(relaxation.earliest, dtype=np.int64)[:, None], num_microbatches, 1)
-    size = max(1, sum(map(len, relaxation.before)) * num_microbatches)
-    num_cuts = int(min(max(_SWEEP_WORK // size, 3), 96))
-    for _ in range(_MAX_SWEEPS if num_rows * num_microbatches < 1_000_000 else 3):
-        before = heads.copy()
-        for row in relaxation.order:
-            _raise_row(relaxation, heads, row, num_cuts)
-        if np.array_equal(before, heads):
-            break
-    return heads
+    count, num_rows = relaxation.num_microbatches, len(relaxation.durations)
+    most_before = max(map(len, relaxation.before))
+    begins, ends, after, within = np.zeros((4, count * most_before + 1), dtype=np.int64)
+    heads: Times = np.repeat(np.array(relaxation.earliest, dtype=np.int64), count)
+    work = Work(
+        heads=heads,
+        seen=np.zeros(num_rows, dtype=np.int64),
+        moved=np.zeros(num_rows, dtype=np.int64),
+        begins=begins,
+        ends=ends,
+        after=after,
+        within=within,
+        num_periods=np.zeros(1, dtype=np.int64),
+        latest=np.zeros(most_before, dtype=np.int64),
+    )
+    most_sweeps = _MAX_SWEEPS if num_rows * count < _LARGE else _FEW_SWEEPS
+    raise_all = _RAISE.machine_code(python_s=_SWEEPS * _PYTHON_S * num_rows * count)
+    if raise_all:
+        raise_all(as_arrays(_bonds(relaxation)), work, count, most_sweeps)
+    else:
+        in_lists = as_lists(work)
+        raise_heads(_bonds(relaxation), in_lists, count, most_sweeps)
+        heads[:] = list(in_lists.heads)
+    return heads.reshape(num_rows, count)
 
 
-def _raise_row(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) -> None:
-    head, durations = heads[row], relaxation.durations
-    for edge in relaxation.edges[row]:
-        if edge.shift < relaxation.num_microbatches:
-            ends = heads[edge.source, : relaxation.num_microbatches - edge.shift]
-            arrived = ends + durations[edge.source]
-            if edge.occupancy_ns:
-                arrived = _queued(arrived, edge.occupancy_ns) + edge.occupancy_ns
-            np.maximum(head[edge.shift :], arrived + edge.latency_ns, out=head[edge.shift :])
-    _raise_by_rank(relaxation, heads, row, num_cuts)
-    head[:] = _queued(head, durations[row])
+def _bonds(relaxation: Relaxation) -> Bonds:
+    """The rows and what binds them as flat lists."""
+    edges = [edge for into in relaxation.edges for edge in into]
+    before = [pair for pairs in relaxation.before for pair in pairs]
+    return Bonds(
+        durations=list(relaxation.durations),
+        order=list(relaxation.order),
+        edge_first=offsets(map(len, relaxation.edges)),
+        edge_source=[edge.source for edge in edges],
+        edge_shift=[edge.shift for edge in edges],
+        edge_occupancy=[edge.occupancy_ns for edge in edges],
+        edge_latency=[edge.latency_ns for edge in edges],
+        before_first=offsets(map(len, relaxation.before)),
+        before_row=[row for row, _ in before],
+        before_shift=[shift for _, shift in before],
+    )
 
 
-def _queued(ready: Times, each_ns: int) -> Times:
-    """Starts of ops (or messages) that become ready in a row and take their turn in order."""
-    places = np.arange(len(ready), dtype=np.int64) * each_ns
-    started: Times = np.maximum.accumulate(ready - places) + places
-    return started
-
-
-def _raise_by_rank(relaxation: Relaxation, heads: Times, row: int, num_cuts: int) -> None:
-    """Every op of the row comes after h plus the work of its predecessors with heads from h on."""
-    head = heads[row]
-    if not relaxation.before[row]:
-        return
-    cuts = _cuts(heads, [other for other, _ in relaxation.before[row]], num_cuts)
-    position = np.arange(1, relaxation.num_microbatches + 1, dtype=np.int64)[:, None]
-    work = np.zeros((len(head), len(cuts)), dtype=np.int64)
-    for other, shift in relaxation.before[row]:
-        if relaxation.durations[other] and shift < relaxation.num_microbatches:
-            earlier = np.searchsorted(heads[other], cuts)[None, :]
-            work += np.maximum(position - shift - earlier, 0) * relaxation.durations[other]
-    bound = np.where(work > 0, work + cuts[None, :], 0).max(axis=1)
-    np.maximum(head, bound, out=head)
-
-
-def _cuts(heads: Times, rows: Sequence[int], num_cuts: int) -> Times:
-    values = heads[list(rows)].ravel()
-    if len(values) <= num_cuts:
-        return values
-    values = np.sort(values)
-    return values[np.linspace(0, len(values) - 1, num_cuts).astype(np.intp)]
+def offsets(sizes: Iterable[int]) -> list[int]:
+    """Where pieces of these sizes begin, one after the other, and where the last one ends."""
+    return list(accumulate(sizes, initial=0))
 
 
 def _data_edges(costs: Sequence[StageCosts]) -> list[Edge]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
+import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from crosspipe_ray.compiled import SWITCH
 from crosspipe_ray.errors import InfeasibleError, InputError
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern, place
@@ -34,6 +37,7 @@ class Row:
         spread: of the times of a stage: 0.4 is +-40 %; None: half of the instances equal, half 0.4.
         memory: in microbatches per rank; None: half 1x, half 2x.
         share: of the instances that are to be within the wanted gap.
+        seeds: of the instances, of which the first N are planned.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Row:
     spread: float | None = None
     memory: int | None = None
     share: float = 0.95
+    seeds: Sequence[int] = range(1000)
 
 
 ROWS = (
@@ -52,6 +57,8 @@ ROWS = (
     Row("16x32", 16, 32, 0.002, 3.0),
     Row("64x256-equal", 64, 256, 0.002, 1.0, spread=0.0),
     Row("64x256-unequal", 64, 256, 0.01, 10.0, spread=0.4),
+    Row("1024x4096-equal", 1024, 4096, 0.01, 60.0, spread=0.0, seeds=(8, 9)),
+    Row("1024x4096-unequal", 1024, 4096, 0.02, 60.0, spread=0.4, seeds=(8, 9)),
     Row("wave", 8, 32, 0.005, 5.0, pattern=Pattern.WAVE, memory=2),
 )
 
@@ -130,7 +137,7 @@ def run_row(row: Row, seeds: Iterable[int]) -> None:
     print(
         f"{row.name:16} {within:4.0%} within {row.wanted_gap:.1%} in {row.time_limit_s:g} s  "
         f"median {_at(gaps, 0.5):.3%}  p95 {_at(gaps, 0.95):.3%}  worst {gaps[-1]:.3%}  "
-        f"longest {longest:.1f} s  {verdict}",
+        f"longest {longest:.1f} s  {_memory_gib():.1f} GiB  {verdict}",
         flush=True,
     )
 
@@ -139,6 +146,11 @@ def _timed(problem: Problem, row: Row) -> tuple[Plan, float]:
     started = time.perf_counter()
     budget = Budget(time_limit_s=row.time_limit_s, iterations=1_000_000, gap=row.wanted_gap)
     return plan(problem, budget=budget), time.perf_counter() - started
+
+
+def _memory_gib() -> float:
+    """Most that the process has held so far, in all rows."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _at(values: list[float], share: float) -> float:
@@ -254,10 +266,11 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=50)
     arguments = parser.parse_args()
     wanted = arguments.rows or names
-    plan(instance(ROWS[0], 0), method="optimal")  # loads the solver: a row measures planning
+    os.environ.setdefault(SWITCH, "always")
+    plan(instance(ROWS[0], 0), method="optimal")  # loads solver and loops: a row measures planning
     for row in ROWS:
         if row.name in wanted:
-            run_row(row, range(arguments.instances))
+            run_row(row, row.seeds[: arguments.instances])
     if "placements" in wanted:
         run_placements()
     if "heterogeneous" in wanted:

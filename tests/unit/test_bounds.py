@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InputError, ScheduleError
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import lower_bound_ns, tail_table_ns
+from crosspipe_ray.planners.bounds import bounds_of, lower_bound_ns, tails_from_start
 from crosspipe_ray.planners.portfolio import METHODS, Budget
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import validate
@@ -65,18 +65,19 @@ def test_data_parallel_communication_stands_at_both_ends() -> None:
     assert lower_bound_ns(problem) == (5 + 6 + 7) * 1000
 
 
-def tails_of(problem: Problem) -> dict[Kind, list[list[int]]]:
-    return tail_table_ns(problem, stage_costs(problem))
+def tails_of(problem: Problem) -> list[list[int]]:
+    tails = tails_from_start(problem, stage_costs(problem), bounds_of(problem))
+    return [list(map(int, row)) for row in tails]
 
 
 def test_tail_of_an_op_counts_the_later_microbatches() -> None:
     tails = tails_of(make_problem((0, 1), 3))
-    assert [tail // 1000 for tail in tails[Kind.W][0][:3]] == [3, 2, 1]
+    assert [tail // 1000 for tail in tails[Kind.W][:3]] == [3, 2, 1]
     # 0F0, then all of rank 1: three F, three I and three W.
-    assert tails[Kind.F][0][0] == 10_000
+    assert tails[Kind.F][0] == 10_000
 
 
 def test_tail_knows_that_memory_makes_forwards_wait() -> None:
     free = tails_of(make_problem((0, 1), 4))
     tight = tails_of(make_problem((0, 1), 4, rank={"memory_limit_bytes": 1}))
-    assert tight[Kind.W][0][0] > free[Kind.W][0][0]
+    assert tight[Kind.W][0] > free[Kind.W][0]
