@@ -75,9 +75,8 @@ class Schedule:
         for rank, ops in enumerate(self.ranks):
             marked = around[1] if around and around[0] == rank else -1
             cells = [
-                f"[{op}]" if i == marked else f"{op}"
-                for i, op in enumerate(ops)
-                if first <= i < first + width
+                f"[{op}]" if first + i == marked else f"{op}"
+                for i, op in enumerate(ops[first : first + width])
             ]
             left, right = [".."] * (first > 0), [".."] * (len(ops) > first + width)
             lines.append(f"rank {rank}: {' '.join([*left, *cells, *right])}")
