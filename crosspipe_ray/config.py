@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crosspipe_ray.carriers import MAX_STREAMS, TransportWish, Wish
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model
 
@@ -116,6 +118,19 @@ class LinkConfig(Section):
         0.0, ge=0, description="emulated links only: each message waits up to this longer"
     )
     both_ways: bool = True
+    codec: Literal["none", CodecKind] = Field(
+        "none", description="of what crosses the link; anything but none changes the numerics"
+    )
+    transport: TransportWish | None = Field(None, description="default: the cluster's")
+    num_streams: int | None = Field(
+        None, ge=1, le=MAX_STREAMS, description="default: the cluster's"
+    )
+
+    @property
+    def directions(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of regions that it is for."""
+        there = (self.src, self.dst)
+        return (there, there[::-1]) if self.both_ways else (there,)
 
 
 class ClusterConfig(Section):
@@ -128,7 +143,19 @@ class ClusterConfig(Section):
     )
     allow_old_link_profile: bool = Field(False, description="take it even when beyond its limit")
     region_label: str = Field("region", description="Ray node label that holds the region's name")
-    transport: Literal["collective", "object_store"] = "collective"
+    transport: TransportWish = Field(
+        "collective",
+        description="'auto': the fastest of the link profile between regions, collective elsewhere",
+    )
+    num_streams: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_STREAMS,
+        description="connections per lane over streams; default: the fastest measured, else 8",
+    )
+    streams_port: int | None = Field(
+        None, ge=1, le=65535, description="of rank 0, the next ones follow; default: any free"
+    )
     emulate_links: bool = Field(
         False, description="inject the links' latency and bandwidth in the transport"
     )
@@ -154,6 +181,15 @@ class ClusterConfig(Section):
         """Region of each rank."""
         return tuple(region.name for region in self.regions for _ in range(region.num_ranks))
 
+    def wish(self, src: str, dst: str) -> Wish:
+        """What is to carry the messages from a region to another one, or to itself."""
+        link = next((link for link in self.links if (src, dst) in link.directions), None)
+        transport, num_streams = self.transport, self.num_streams
+        if link is not None:
+            transport = link.transport or transport
+            num_streams = link.num_streams or num_streams
+        return Wish(transport, num_streams)
+
 
 class PlannerConfig(Section):
     """How the schedule is chosen."""
@@ -177,6 +213,16 @@ class Config(Section):
     training: TrainingConfig
     cluster: ClusterConfig
     planner: PlannerConfig = PlannerConfig()
+
+    @model_validator(mode="after")
+    def _codecs_save_something(self) -> Config:
+        for index, link in enumerate(self.cluster.links):
+            if link.codec == "bf16" and self.training.dtype == "bfloat16":
+                raise ValueError(
+                    f"cluster.links.{index}.codec: bf16 saves nothing where training.dtype is "
+                    "bfloat16; use int8 or none"
+                )
+        return self
 
 
 def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:

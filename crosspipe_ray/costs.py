@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.ops import Kind, Op
-from crosspipe_ray.problem import Problem
+from crosspipe_ray.problem import Codec, Problem
 from crosspipe_ray.topology import Route, topology_of
 
 
@@ -18,7 +18,8 @@ class Transfer:
     Attributes:
         kind: SEND_F or SEND_B.
         src, dst: ranks.
-        num_bytes: size.
+        plain_bytes: size before the link's codec.
+        num_bytes: size on the link.
         route: None where it takes no time.
         occupancy_ns: time on the route's channel.
     """
@@ -26,6 +27,7 @@ class Transfer:
     kind: Kind
     src: int
     dst: int
+    plain_bytes: int
     num_bytes: int
     route: Route | None
     occupancy_ns: int
@@ -35,13 +37,32 @@ class Transfer:
         """Time from ready to arrived on a free channel."""
         return self.occupancy_ns + self.route.latency_ns if self.route else 0
 
+    @property
+    def codec(self) -> Codec | None:
+        """The link's; None also for a message that it leaves as it is."""
+        return self.route.link.codec if self.route and self.num_bytes != self.plain_bytes else None
+
+    @property
+    def encode_ns(self) -> int:
+        """Added to the op that makes the message."""
+        return self._codec_ns(self.codec.encode_bytes_per_s if self.codec else None)
+
+    @property
+    def decode_ns(self) -> int:
+        """Added to the op that takes the message."""
+        return self._codec_ns(self.codec.decode_bytes_per_s if self.codec else None)
+
+    def _codec_ns(self, bytes_per_s: float | None) -> int:
+        return round(self.plain_bytes * 1e9 / bytes_per_s) if bytes_per_s else 0
+
 
 @dataclass(frozen=True, slots=True)
 class StageCosts:
     """One stage, per microbatch.
 
     Attributes:
-        duration_ns: indexed by Kind F, I, W, B; the rank's op overhead is included.
+        duration_ns: indexed by Kind F, I, W, B; the rank's op overhead and the time of codecs are
+            included.
         overhead_ns: of each op, or of each part of one.
         activation_bytes: held from the start of F.
         freed_by_input_bytes: given back when I ends.
@@ -80,15 +101,23 @@ def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:
     ranks = problem.rank_of_stage
     neighbours = {*pairwise(ranks), *pairwise(ranks[::-1])}
     routes = topology_of(problem, sorted(neighbours)).routes
+    outputs = [_transfer(problem, routes, Kind.SEND_F, s, s + 1) for s in range(len(ranks))]
+    gradients = [_transfer(problem, routes, Kind.SEND_B, s, s - 1) for s in range(len(ranks))]
+    arriving_outputs, arriving_gradients = [None, *outputs], [*gradients[1:], None]
     return tuple(
         StageCosts(
             rank=stage.rank,
-            duration_ns=_durations(problem, index),
+            duration_ns=_durations(
+                problem,
+                index,
+                forward_codec_ns=_codecs_ns(arriving_outputs[index], outputs[index]),
+                backward_codec_ns=_codecs_ns(arriving_gradients[index], gradients[index]),
+            ),
             overhead_ns=_ns(problem.ranks[stage.rank].op_overhead_us),
             activation_bytes=stage.activation_bytes,
             freed_by_input_bytes=stage.freed_by_backward_input_bytes,
-            output=_transfer(problem, routes, Kind.SEND_F, index, index + 1),
-            gradient=_transfer(problem, routes, Kind.SEND_B, index, index - 1),
+            output=outputs[index],
+            gradient=gradients[index],
             gather_ns=_ns(stage.gather_us),
             reduce_ns=_ns(stage.reduce_us),
         )
@@ -134,7 +163,9 @@ def send_op(op: Op, transfer: Transfer) -> Op:
     return Op(op.stage, transfer.kind, op.microbatch)
 
 
-def _durations(problem: Problem, index: int) -> tuple[int, int, int, int]:
+def _durations(
+    problem: Problem, index: int, *, forward_codec_ns: int, backward_codec_ns: int
+) -> tuple[int, int, int, int]:
     stage = problem.stages[index]
     overhead = problem.ranks[stage.rank].op_overhead_us
     both = stage.backward_input_us + stage.backward_weight_us
@@ -142,7 +173,17 @@ def _durations(problem: Problem, index: int) -> tuple[int, int, int, int]:
         _ns(time + overhead)
         for time in (stage.forward_us, stage.backward_input_us, stage.backward_weight_us, both)
     )
-    return forward, backward_input, backward_weight, fused
+    return (
+        forward + forward_codec_ns,
+        backward_input + backward_codec_ns,
+        backward_weight,
+        fused + backward_codec_ns,
+    )
+
+
+def _codecs_ns(taken: Transfer | None, made: Transfer | None) -> int:
+    """What an op spends on decoding the message that it takes, and encoding the one it makes."""
+    return (taken.decode_ns if taken else 0) + (made.encode_ns if made else 0)
 
 
 def _transfer(
@@ -150,12 +191,15 @@ def _transfer(
 ) -> Transfer | None:
     if not 0 <= dst < len(problem.stages):
         return None
-    num_bytes = (
+    plain_bytes = (
         problem.stages[src].output_bytes if kind is Kind.SEND_F else _gradient_bytes(problem, src)
     )
     ranks = problem.stages[src].rank, problem.stages[dst].rank
     route = routes.get(ranks) if ranks[0] != ranks[1] else None
-    return Transfer(kind, *ranks, num_bytes, route, route.occupancy_ns(num_bytes) if route else 0)
+    if route is None:
+        return Transfer(kind, *ranks, plain_bytes, plain_bytes, None, 0)
+    num_bytes = route.carried_bytes(plain_bytes)
+    return Transfer(kind, *ranks, plain_bytes, num_bytes, route, route.occupancy_ns(num_bytes))
 
 
 def _gradient_bytes(problem: Problem, stage: int) -> int:

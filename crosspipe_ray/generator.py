@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.problem import Link, Problem, Rank, Stage
+from crosspipe_ray.problem import Codec, Link, Problem, Rank, Stage
 
 _US_PER_S = 1_000_000
 
@@ -23,6 +24,7 @@ class Recipe:
         bandwidth_ratio: occupancy of the link by one message over ``forward_us`` (T_bw / T_F).
         memory: rank's limit in units of what 1F1B's first rank holds (one microbatch per rank);
             None: no limit.
+        codec: on all links, as if coding took no time; ``bandwidth_ratio`` is that without it.
         num_stages_per_rank: default: 1, or 2 where the pattern visits a rank more than once.
     """
 
@@ -39,6 +41,7 @@ class Recipe:
     latency_ratio: float = 0.0
     bandwidth_ratio: float = 0.0
     memory: float | None = None
+    codec: CodecKind | None = None
 
     @property
     def num_visits(self) -> int:
@@ -107,6 +110,7 @@ def _links(recipe: Recipe, clusters: list[str]) -> tuple[Link, ...]:
             dst=dst,
             latency_us=recipe.latency_ratio * recipe.forward_us,
             bandwidth_bytes_per_s=bandwidth,
+            codec=Codec(kind=recipe.codec) if recipe.codec else None,
         )
         for src, dst in [*pairs, *((dst, src) for src, dst in pairs)]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import socket
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def sysctl(name: str) -> str | None:
 def boot_id() -> str | None:
     """The same in two processes only if they share a kernel, and with it a clock."""
     return sysctl("kernel.random.boot_id")
+
+
+def clock_id() -> str:
+    """The same in all processes that share a clock, and in no others as far as can be told."""
+    return boot_id() or socket.gethostname()
 
 
 def is_clock_synchronised() -> bool | None:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.link_fit import (
     Exchange,
     Line,
@@ -24,7 +25,6 @@ from crosspipe_ray.link_profile import (
     MeasuredLink,
     Quantiles,
     SizePoint,
-    TransportName,
 )
 
 _US_PER_S = 1e6
@@ -36,7 +36,7 @@ def measured_link(
     *,
     src: End,
     dst: End,
-    transport: TransportName,
+    carrier: Carrier,
     has_common_clock: bool,
     seed: int = 0,
 ) -> MeasuredLink:
@@ -46,7 +46,7 @@ def measured_link(
         exchanges: lone messages and trains of each size.
         src: rank or region of the sender.
         dst: of the receiver.
-        transport: that carried them.
+        carrier: of the messages.
         has_common_clock: whether both ends are on one host.
         seed: of the confidence intervals.
     """
@@ -64,7 +64,8 @@ def measured_link(
     return MeasuredLink(
         src=src,
         dst=dst,
-        transport=transport,
+        transport=carrier.transport,
+        num_streams=carrier.num_streams,
         latency_us=_median(latencies, seed=seed),
         message_overhead_us=_estimate(line.intercept, [each.intercept for each in redrawn]),
         bandwidth_bytes_per_s=_estimate(_rate(line), [_rate(each) for each in redrawn]),

@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from itertools import permutations
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import AwareDatetime, Field
 
+from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.files import write_atomically
 from crosspipe_ray.parsing import parse_model, read_json
 from crosspipe_ray.problem import Link, Record
+from crosspipe_ray.topology import Route
 
-TransportName = Literal["collective", "object_store"]
 End = int | str
 
 # A line that is further off than this, on average, gives way to the points themselves.
@@ -68,6 +67,7 @@ class MeasuredLink(Record):
     src: End = Field(description="rank, or region")
     dst: End
     transport: TransportName
+    num_streams: int = Field(1, ge=1, le=MAX_STREAMS, description="connections, over streams")
     channel: str | None = Field(None, description="found to be shared with other links")
     latency_us: Estimate = Field(description="of the smallest messages")
     message_overhead_us: Estimate = Field(description="fitted to the trains of all sizes")
@@ -87,6 +87,11 @@ class MeasuredLink(Record):
         return f"{self.src}->{self.dst}"
 
     @property
+    def carrier(self) -> Carrier:
+        """What it was measured with."""
+        return Carrier(self.transport, self.num_streams)
+
+    @property
     def is_line(self) -> bool:
         """Whether overhead and bandwidth say it all; else the points have to."""
         return self.residual <= _GOOD_RESIDUAL
@@ -101,6 +106,11 @@ class MeasuredLink(Record):
             max(0.0, point.delay_us.value - self._occupancy_us(point)) for point in self.points
         ]
         return float(np.interp(num_bytes, sizes, latencies))
+
+    def delay_us(self, num_bytes: int) -> float:
+        """What planning takes a lone message for: its time on the channel, and the latency."""
+        occupancy_ns = Route(0, 0, self.link()).occupancy_ns(num_bytes)
+        return occupancy_ns / 1000 + self.latency_at(num_bytes)
 
     def link(self, *, message_bytes: int | None = None) -> Link:
         """As a link of a problem.
@@ -123,6 +133,8 @@ class MeasuredLink(Record):
             latency_samples_us=tuple(
                 max(0.0, sample + shift_us) for sample in self.latency_samples_us
             ),
+            transport=self.transport,
+            streams=self.num_streams if self.transport == "streams" else None,
         )
 
     def _occupancy_us(self, point: SizePoint) -> float:
@@ -166,44 +178,6 @@ class LinkProfile(Record):
     max_age_hours: float = Field(168.0, gt=0, description="planning refuses it later on")
     hosts: tuple[HostFacts, ...] = Field(description="by rank")
     links: tuple[MeasuredLink, ...]
-
-    def links_for(
-        self, regions: Sequence[str], *, transport: TransportName, message_bytes: int | None = None
-    ) -> tuple[Link, ...]:
-        """The links of a problem.
-
-        Args:
-            regions: of each rank of the run.
-            transport: that the run uses.
-            message_bytes: size of the messages whose latency counts.
-
-        Raises:
-            InputError: two regions of the run have no measured link, or its ranks are others.
-        """
-        chosen = [link for link in self.links if link.transport == transport]
-        measured = [host.region for host in self.hosts]
-        if any(isinstance(link.src, int) for link in chosen) and measured != list(regions):
-            raise InputError(
-                f"link profile: measured between ranks in {', '.join(measured)}, the run's are in "
-                f"{', '.join(regions)}; run `crosspipe probe --all-pairs` with its --config"
-            )
-        known = {(link.src, link.dst) for link in chosen}
-        for pair in permutations(dict.fromkeys(regions), 2):
-            if pair not in known and not known.issuperset(_rank_pairs(regions, pair)):
-                raise InputError(
-                    f"link profile: no measured link {pair[0]}->{pair[1]} over {transport}; "
-                    "run `crosspipe probe` on this cluster"
-                )
-        return tuple(
-            link.link(message_bytes=message_bytes)
-            for link in chosen
-            if {link.src, link.dst} <= {*regions, *range(len(regions))}
-        )
-
-
-def _rank_pairs(regions: Sequence[str], pair: tuple[str, str]) -> set[tuple[End, End]]:
-    ranks = permutations(range(len(regions)), 2)
-    return {(src, dst) for src, dst in ranks if (regions[src], regions[dst]) == pair}
 
 
 def read_link_profile(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.ops import Op, receive_of
 from crosspipe_ray.timeline import Message, Span, Timeline
 
 
 @dataclass(slots=True)
 class RankRecord:
-    """One rank's step, on the clock that all processes of a host share (nanoseconds since 1970).
+    """One rank's step, by the clock that all processes of its host share (nanoseconds since 1970).
 
     Attributes:
         spans: compute ops.
@@ -47,6 +48,44 @@ class StepReport:
     gradient_norm: float = 0.0
     exchanged_ns: int = 0
     updated_ns: int = 0
+
+
+def on_one_clock(
+    reports: Iterable[StepReport], clocks: Mapping[int, HostClock]
+) -> list[StepReport]:
+    """The reports of all ranks as rank 0's clock would have had them.
+
+    Args:
+        reports: of one step.
+        clocks: of the ranks whose clock is another.
+    """
+    return [
+        _corrected(report, clocks[report.record.rank]) if report.record.rank in clocks else report
+        for report in reports
+    ]
+
+
+def _corrected(report: StepReport, clock: HostClock) -> StepReport:
+    at, record = clock.to_reference, report.record
+    return replace(
+        report,
+        record=replace(
+            record,
+            spans=[Span(op, at(start), at(end)) for op, start, end in record.spans],
+            waits=[Span(op, at(start), at(end)) for op, start, end in record.waits],
+            sent={op: (peer, at(start), at(end)) for op, (peer, start, end) in record.sent.items()},
+            arrived={op: at(arrived) for op, arrived in record.arrived.items()},
+        ),
+        exchanged_ns=at(report.exchanged_ns) if report.exchanged_ns else 0,
+        updated_ns=at(report.updated_ns) if report.updated_ns else 0,
+    )
+
+
+def step_timeline(
+    reports: Iterable[StepReport], clocks: Mapping[int, HostClock] | None = None
+) -> Timeline:
+    """A step as rank 0's clock would have had it; arguments as for `on_one_clock`."""
+    return measured_timeline(report.record for report in on_one_clock(reports, clocks or {}))
 
 
 def measured_timeline(records: Iterable[RankRecord]) -> Timeline:

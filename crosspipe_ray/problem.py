@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
+from crosspipe_ray.codec import CodecKind, encoded_bytes
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.parsing import parse_model, read_json
 
@@ -86,6 +89,26 @@ class Layer(Costs):
     """One layer, to be placed by the planner; costs are per microbatch."""
 
 
+class Codec(Record):
+    """How the messages of a link are encoded: fewer bytes, other numerics (see `codec`)."""
+
+    kind: CodecKind
+    element_bytes: Literal[2, 4] = Field(4, description="of a value before the codec")
+    encode_bytes_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="of bytes before the codec; "
+        "its time is added to the op that makes the message; default: none",
+    )
+    decode_bytes_per_s: float | None = Field(
+        None, gt=0, description="likewise, added to the op that takes the message"
+    )
+
+    def encoded_bytes(self, num_bytes: int) -> int:
+        """Size of a message of so many bytes after the codec."""
+        return encoded_bytes(self.kind, num_bytes, element_bytes=self.element_bytes)
+
+
 class Link(Record):
     """A directed link between two ranks, or between all pairs of two clusters."""
 
@@ -109,6 +132,24 @@ class Link(Record):
         "in place of bandwidth_bytes_per_s",
     )
     latency_samples_us: tuple[float, ...] | None = Field(None, description="measured latencies")
+    codec: Codec | None = Field(None, description="default: messages go as they are")
+    transport: TransportName | None = Field(
+        None, description="that has these times, and carries the messages; default: the run's"
+    )
+    streams: int | None = Field(
+        None, ge=1, le=MAX_STREAMS, description="connections of each pair of ranks, over streams"
+    )
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """What carries its messages; None: what the run says."""
+        return None if self.transport is None else Carrier(self.transport, self.streams or 1)
+
+    @model_validator(mode="after")
+    def _only_streams_have_streams(self) -> Link:
+        if self.streams is not None and self.transport != "streams":
+            raise ValueError(f"streams {self.streams}: only with transport 'streams'")
+        return self
 
     @model_validator(mode="after")
     def _curve_is_a_function(self) -> Link:
@@ -199,6 +240,12 @@ class Problem(Record):
         """Whether the stage's backward is one op B by the problem's own word."""
         own = self.stages[stage].fused_backward
         return self.fused_backward if own is None else own
+
+    def with_links(self, links: Sequence[Link]) -> Problem:
+        """The same problem on other links."""
+        return Problem.model_validate(
+            self.model_dump() | {"links": [link.model_dump() for link in links]}
+        )
 
     @cached_property
     def sha256(self) -> str:

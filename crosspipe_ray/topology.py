@@ -32,8 +32,13 @@ class Route:
     latency_ns: int
     link: Link
 
+    def carried_bytes(self, num_bytes: int) -> int:
+        """What a message of so many bytes weighs on the link, after its codec."""
+        codec = self.link.codec
+        return codec.encoded_bytes(num_bytes) if codec else num_bytes
+
     def occupancy_ns(self, num_bytes: int) -> int:
-        """Time for which a message occupies the channel: overhead + bytes / bandwidth."""
+        """Time for which a message occupies the channel: overhead + carried bytes / bandwidth."""
         rate = self._rate(num_bytes)
         transfer = num_bytes * _NS_PER_S / rate if rate else 0
         return round(self.link.message_overhead_us * 1000 + transfer)

@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +20,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from crosspipe_ray.actors.failures import explain
 from crosspipe_ray.actors.placement import reserve
-from crosspipe_ray.actors.stage import (
-    Emulation,
-    Host,
-    Readiness,
-    StageActor,
-    TransportKind,
-    Wiring,
-)
+from crosspipe_ray.actors.stage import Host, Readiness, StageActor
+from crosspipe_ray.carriers import Carriers
+from crosspipe_ray.clock_estimate import HostClock, RoundTrip, clocks_of_ranks
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.links import Emulation
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.training_rank import Assignment
+from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.wiring import Wiring
 from crosspipe_ray.errors import ConfigError, RunError
-from crosspipe_ray.lowering import Lane, Program, lanes
+from crosspipe_ray.lowering import Lane, Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
 
@@ -63,6 +62,7 @@ class StageGroup:
         self._actors = actors
         self._names = [f"rank {rank} ({region})" for rank, region in enumerate(regions)]
         self._timeout_s = timeout_s
+        self._round_trips: dict[int, list[RoundTrip]] = {}
 
     def profile(self, config: Config) -> list[list[LayerCosts]]:
         """Layer costs by rank, measured while all ranks are busy."""
@@ -70,34 +70,44 @@ class StageGroup:
         return self._call(lambda actor: actor.profile.remote(config))
 
     def connect(
-        self, kind: TransportKind, programs: Sequence[Program], emulation: Emulation | None
+        self,
+        carriers: Carriers,
+        pairs: Sequence[Lane],
+        *,
+        emulation: Emulation | None = None,
+        streams_port: int | None = None,
     ) -> None:
-        """Wires the ranks for the lanes of their programs.
+        """Wires the ranks; credentials for streams are made here, for these ranks alone.
+
+        Args:
+            carriers: of every directed pair of ranks.
+            pairs: those that exchange large messages.
+            emulation: links to inject.
+            streams_port: of rank 0; the next ones follow.
 
         Raises:
-            ConfigError: links are to be emulated, but the ranks are on several hosts.
+            ConfigError: links are to be emulated, but the ranks are on several hosts; or there can
+                be no credentials.
         """
-        self.wire(kind, lanes(programs), emulation)
-
-    def wire(self, kind: TransportKind, pairs: Sequence[Lane], emulation: Emulation | None) -> None:
-        """Wires the ranks for directed pairs of them; raises as `connect` does."""
         names = sorted({host.name for host in self.hosts()})
         if emulation and len(names) > 1:
             raise ConfigError(
                 f"cluster.emulate_links: the ranks are on {', '.join(names)}; links can only be "
                 "emulated between ranks of one host"
             )
-        [store] = self._collect([self._actors[0].open_store.remote(self._timeout_s)])
         wiring = Wiring(
-            kind=kind,
             num_ranks=len(self._actors),
+            carriers=carriers,
             lanes=pairs,
-            store=store,
-            peers=dict(enumerate(self._actors)),
-            emulation=emulation,
             timeout_s=self._timeout_s,
+            streams_port=streams_port,
+            emulation=emulation,
         )
-        self._call(lambda actor: actor.connect.remote(wiring))
+        if "streams" in wiring.transports:
+            wiring = replace(wiring, secrets=RunSecrets.new())
+        [store] = self._collect([self._actors[0].open_store.remote(self._timeout_s)])
+        peers = dict(enumerate(self._actors))
+        self._call(lambda actor: actor.connect.remote(wiring, store, peers))
 
     def train(self, assignments: Sequence[Assignment]) -> list[Readiness]:
         """Makes every rank ready to train."""
@@ -139,6 +149,20 @@ class StageGroup:
     def hosts(self) -> list[Host]:
         """The machine of each rank."""
         return self._call(lambda actor: actor.host.remote())
+
+    def look_at_clocks(self) -> dict[int, HostClock]:
+        """The clocks of the ranks that do not share rank 0's, by what all looks so far have shown.
+
+        Once before the steps and once after them; ranks must be connected, and between two steps.
+        """
+        clock_ids = [host.clock_id for host in self.hosts()]
+        if len(set(clock_ids)) > 1:
+            found, *_ = self._call(
+                lambda actor: actor.exchange_clocks.remote(clock_ids, self._timeout_s)
+            )
+            for rank, round_trips in found.items():
+                self._round_trips.setdefault(rank, []).extend(round_trips)
+        return clocks_of_ranks(clock_ids, self._round_trips)
 
     def process_ids(self) -> list[int]:
         """Of each rank, on its host."""

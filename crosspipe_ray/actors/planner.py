@@ -9,12 +9,13 @@ import ray
 
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
-from crosspipe_ray.engine.planning import plan_of, problem_of
+from crosspipe_ray.engine.planning import plan_of, problem_again, profile_of
 from crosspipe_ray.errors import RunError
 from crosspipe_ray.link_profile import LinkProfile
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.run_profile import RunProfile
 
 _NICENESS = 10
 
@@ -34,10 +35,17 @@ class Planner:
         self._problem: Problem | None = None
 
     @ray.method
-    def learn(self, profiles: Sequence[Sequence[LayerCosts]]) -> Problem:
+    def learn(self, profiles: Sequence[Sequence[LayerCosts]]) -> RunProfile:
         """Takes the costs that the ranks measured, one list per rank."""
-        self._problem = problem_of(self._config, profiles, self._link_profile)
-        return self._problem
+        profile = profile_of(self._config, profiles, self._link_profile)
+        self._problem = profile.problem
+        return profile
+
+    @ray.method
+    def start_from(self, profile: RunProfile) -> RunProfile:
+        """Takes what an earlier run has left, with the links and limits of this one."""
+        self._problem = problem_again(self._config, profile, self._link_profile)
+        return profile.model_copy(update={"problem": self._problem})
 
     @ray.method
     def plan(self) -> tuple[Plan, list[Attempt]]:

@@ -1,4 +1,4 @@
-"""Measures the links of a cluster: pairs of ranks, one after another, over each transport.
+"""Measures the links of a cluster: pairs of ranks, one after another, over each carrier.
 
 Only the test for shared channels has two links busy at once.
 """
@@ -15,9 +15,9 @@ from typing import Any
 from crosspipe_ray.actors.cluster import alive_nodes
 from crosspipe_ray.actors.group import clock_folder, started
 from crosspipe_ray.actors.probed_rank import TIMEOUT_S, Load, ProbeGroup
-from crosspipe_ray.actors.stage import Emulation, TransportKind
+from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.config import Config
-from crosspipe_ray.engine.links import jitter_of
+from crosspipe_ray.engine.links import Emulation, jitter_of
 from crosspipe_ray.engine.planning import links_of
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.errors import ClusterError
@@ -27,6 +27,11 @@ from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink
 from crosspipe_ray.lowering import Lane
 from crosspipe_ray.problem import Problem, Rank, Stage
 
+DEFAULT_CARRIERS = (
+    Carrier("collective"),
+    Carrier("object_store"),
+    *(Carrier("streams", number) for number in (1, 4, 8, 16)),
+)
 _NUM_TRIES = 2
 
 
@@ -37,22 +42,24 @@ class ProbeRequest:
     Attributes:
         regions: of each rank.
         label: node label that holds a region's name.
-        transports: each is measured by itself.
+        carriers: each is measured by itself.
         all_pairs: every pair of ranks; else the first rank of each region stands for it.
         settings: of every lane.
         emulated: links to inject; None: they are as they are.
         jitter_us: of these, by (region, region).
         max_age_hours: for which the result may be planned with.
+        streams_port: of rank 0, for streams; the next ones follow.
     """
 
     regions: Sequence[str]
     label: str = "region"
-    transports: Sequence[TransportKind] = ("collective", "object_store")
+    carriers: Sequence[Carrier] = DEFAULT_CARRIERS
     all_pairs: bool = False
     settings: ProbeSettings = field(default_factory=ProbeSettings)
     emulated: Problem | None = None
     jitter_us: Mapping[tuple[str, str], float] = field(default_factory=dict)
     max_age_hours: float = 168.0
+    streams_port: int | None = None
 
     @property
     def ranks(self) -> tuple[str, ...]:
@@ -83,6 +90,7 @@ def request_of(config: Config, *, all_pairs: bool = False, **options: Any) -> Pr
         all_pairs=all_pairs,
         emulated=emulated,
         jitter_us=jitter_of(settings),
+        streams_port=settings.streams_port,
         **options,
     )
 
@@ -113,16 +121,21 @@ def probe(
     links: list[MeasuredLink] = []
     hosts: list[HostFacts] = []
     channels: dict[str, str] = {}
-    for kind in request.transports:
+    for carrier in request.carriers:
         with (
             clock_folder() as clock_dir,
             started(ProbeGroup, request.ranks, label=request.label, timeout_s=TIMEOUT_S) as group,
         ):
             lanes = list(permutations(range(len(request.ranks)), 2))
-            group.wire(kind, lanes, _emulation(request, clock_dir))
+            group.connect(
+                uniform(len(request.ranks), carrier),
+                lanes,
+                emulation=_emulation(request, clock_dir),
+                streams_port=request.streams_port,
+            )
             hosts = group.facts(request.ranks)
-            measured = dict(_measure(group, lanes, hosts, kind, request, on_link))
-            if not links:  # a channel is the network's: the first transport speaks for all
+            measured = dict(_measure(group, lanes, hosts, carrier, request, on_link))
+            if not links:  # a channel is the network's: the first carrier speaks for all
                 channels = _find_channels(group, measured, request.ranks)
             links += measured.values()
             group.close()
@@ -137,14 +150,14 @@ def probe(
 def _emulation(request: ProbeRequest, clock_dir: Path) -> Emulation | None:
     if request.emulated is None:
         return None
-    return Emulation(request.emulated, request.jitter_us, seed=0, clock_dir=clock_dir)
+    return Emulation(request.emulated, clock_dir, request.jitter_us)
 
 
 def _measure(
     group: ProbeGroup,
     lanes: Sequence[Lane],
     hosts: Sequence[HostFacts],
-    kind: TransportKind,
+    carrier: Carrier,
     request: ProbeRequest,
     on_link: Callable[[MeasuredLink], None],
 ) -> Iterator[tuple[Lane, MeasuredLink]]:
@@ -156,7 +169,7 @@ def _measure(
             exchanges,
             src=src if request.all_pairs else request.ranks[src],
             dst=dst if request.all_pairs else request.ranks[dst],
-            transport=kind,
+            carrier=carrier,
             has_common_clock=len(boots) == 1 and None not in boots,
         )
         on_link(link)

@@ -7,66 +7,28 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
 from ray.actor import ActorHandle
 
+from crosspipe_ray import host
 from crosspipe_ray.actors.transports import Mailbox, ObjectStoreTransport, Payload
+from crosspipe_ray.clock_estimate import RoundTrip
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.clock_exchange import exchange_clocks
 from crosspipe_ray.engine.device import rank_device
-from crosspipe_ray.engine.links import shaped
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
 from crosspipe_ray.engine.setup import profile_run
 from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
-from crosspipe_ray.engine.transports import (
-    CollectiveTransport,
-    Transport,
-    host_store,
-    join_store,
-)
+from crosspipe_ray.engine.transports import Transport, host_store, join_store
+from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.lowering import Lane, Program
+from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
-
-TransportKind = Literal["collective", "object_store"]
-
-
-@dataclass(frozen=True, slots=True)
-class Emulation:
-    """A WAN to inject: the problem's links, and a folder for the clocks of shared channels."""
-
-    problem: Problem
-    jitter_us: Mapping[tuple[str, str], float]
-    seed: int
-    clock_dir: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Wiring:
-    """How the ranks of a run reach each other.
-
-    Attributes:
-        kind: of transport.
-        num_ranks: of the run.
-        lanes: directed pairs of ranks that exchange messages in the plan.
-        store: host and port where collective groups meet.
-        peers: actors by rank, for object transfer.
-        emulation: None: links are as they are.
-        timeout_s: longest time to connect.
-    """
-
-    kind: TransportKind
-    num_ranks: int
-    lanes: Sequence[Lane]
-    store: tuple[str, int]
-    peers: Mapping[int, ActorHandle[Any]]
-    emulation: Emulation | None
-    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +46,11 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a rank runs, and the cores that it may use there."""
+    """Where a rank runs, the cores that it may use there, and which clock it reads."""
 
     name: str
     num_cores: int
+    clock_id: str
 
 
 class Stage:
@@ -114,24 +77,25 @@ class Stage:
         return store.host, store.port
 
     @ray.method
-    def connect(self, wiring: Wiring) -> None:
-        """Connects to the other ranks and warms every lane."""
+    def connect(
+        self, wiring: Wiring, store: tuple[str, int], peers: Mapping[int, ActorHandle[Any]]
+    ) -> None:
+        """Connects to the other ranks and warms every lane.
+
+        Args:
+            wiring: of the run.
+            store: host and port of what `open_store` has opened.
+            peers: actors by rank, for object transfer.
+        """
         if wiring.num_ranks == 1:
             return
-        inner = (
-            self._collective(wiring) if wiring.kind == "collective" else self._by_objects(wiring)
-        )
-        emulation = wiring.emulation
-        self._transport = (
-            shaped(
-                inner,
-                emulation.problem,
-                jitter_us=emulation.jitter_us,
-                seed=emulation.seed,
-                clock_dir=emulation.clock_dir,
-            )
-            if emulation
-            else inner
+        host, port = store
+        self._transport = connected(
+            wiring,
+            self._rank,
+            store=join_store(host, port, timeout_s=wiring.timeout_s),
+            device=self._device,
+            object_store=lambda: self._by_objects(peers),
         )
 
     @ray.method
@@ -171,7 +135,15 @@ class Stage:
     @ray.method
     def host(self) -> Host:
         """The machine that this rank runs on."""
-        return Host(socket.gethostname(), len(os.sched_getaffinity(0)))
+        return Host(socket.gethostname(), len(os.sched_getaffinity(0)), host.clock_id())
+
+    @ray.method
+    def exchange_clocks(
+        self, clock_ids: Sequence[str], timeout_s: float
+    ) -> dict[int, list[RoundTrip]]:
+        """Looks at the clocks of the other hosts, if this is rank 0; else answers."""
+        assert self._transport is not None, "ranks with several clocks are several"
+        return exchange_clocks(self._transport, clock_ids, timeout_s=timeout_s)
 
     @ray.method
     def close(self) -> None:
@@ -195,26 +167,11 @@ class Stage:
         """Takes a message that came as a Ray object."""
         self._mailbox.deliver(src, sequence, tag, payload)
 
-    def _collective(self, wiring: Wiring) -> Transport:
-        host, port = wiring.store
-        transport = CollectiveTransport(
-            join_store(host, port, timeout_s=wiring.timeout_s),
-            rank=self._rank,
-            num_ranks=wiring.num_ranks,
-            lanes=wiring.lanes,
-            device=self._device,
-            timeout_s=wiring.timeout_s,
-        )
-        transport.warm(timeout_s=wiring.timeout_s)
-        return transport
-
-    def _by_objects(self, wiring: Wiring) -> Transport:
-        peers = {
-            rank: partial(_deliver, actor)
-            for rank, actor in wiring.peers.items()
-            if rank != self._rank
+    def _by_objects(self, peers: Mapping[int, ActorHandle[Any]]) -> Transport:
+        deliveries = {
+            rank: partial(_deliver, actor) for rank, actor in peers.items() if rank != self._rank
         }
-        return ObjectStoreTransport(self._rank, mailbox=self._mailbox, peers=peers)
+        return ObjectStoreTransport(self._rank, mailbox=self._mailbox, peers=deliveries)
 
     def _trainer(self) -> TrainingRank:
         if not isinstance(self._worker, TrainingRank):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crosspipe_ray.carriers import MAX_STREAMS, Carrier
 from crosspipe_ray.cli.running import Address, TransportName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crosspipe_ray.actors.stage import TransportKind
     from crosspipe_ray.diagnosis import Finding
     from crosspipe_ray.link_profile import Estimate, MeasuredLink
 
@@ -37,6 +37,10 @@ def probe(
     transport: Annotated[
         list[TransportName] | None, typer.Option(help="May be repeated; default: all.")
     ] = None,
+    num_streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=MAX_STREAMS, help="Of streams; may be repeated: 1, 4, 8, 16."),
+    ] = None,
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="All pairs of ranks, not one per region.")
     ] = False,
@@ -56,13 +60,18 @@ def probe(
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     run = load_config(config) if config else None  # before Ray is imported
     from crosspipe_ray.actors.cluster import cluster, connected
-    from crosspipe_ray.actors.probe import ProbeRequest, regions_of_cluster, request_of
+    from crosspipe_ray.actors.probe import (
+        DEFAULT_CARRIERS,
+        ProbeRequest,
+        regions_of_cluster,
+        request_of,
+    )
     from crosspipe_ray.actors.probe import probe as measure
 
-    transports: list[TransportKind] = [each.value for each in transport or TransportName]
+    carriers = _carriers(DEFAULT_CARRIERS, transport, num_streams)
     if run:
         request = request_of(
-            run, transports=transports, all_pairs=all_pairs, max_age_hours=max_age_hours
+            run, carriers=carriers, all_pairs=all_pairs, max_age_hours=max_age_hours
         )
         here = cluster(request.regions, label=request.label, address=address)
     else:
@@ -73,22 +82,36 @@ def probe(
             request = ProbeRequest(
                 regions=regions_of_cluster(region_label),
                 label=region_label,
-                transports=transports,
+                carriers=carriers,
                 all_pairs=all_pairs,
                 max_age_hours=max_age_hours,
             )
         profile = measure(request, on_link=lambda link: typer.echo(_link_line(link)))
     for link in profile.links:
-        if link.channel and link.transport == profile.links[0].transport:
+        if link.channel and link.carrier == profile.links[0].carrier:
             typer.echo(f"{link.name} shares a channel: {link.channel}")
     write_link_profile(profile, output)
     typer.echo(f"written to {output}")
 
 
+def _carriers(
+    known: Sequence[Carrier],
+    transports: Sequence[TransportName] | None,
+    num_streams: Sequence[int] | None,
+) -> list[Carrier]:
+    """What is asked for; by default all that are known."""
+    wanted = {name.value for name in transports or TransportName}
+    carriers = [each for each in known if each.transport in wanted]
+    if num_streams and "streams" in wanted:
+        others = [each for each in carriers if each.transport != "streams"]
+        carriers = others + [Carrier("streams", number) for number in dict.fromkeys(num_streams)]
+    return carriers
+
+
 def _link_line(link: MeasuredLink) -> str:
     """One measured link for a person."""
     return (
-        f"{link.name} {link.transport}: latency {_interval(link.latency_us, 1e-3, '.3f')} ms, "
+        f"{link.name} {link.carrier}: latency {_interval(link.latency_us, 1e-3, '.3f')} ms, "
         f"jitter p99 {link.jitter_us.p99 / 1e3:.3f} ms, "
         f"{_interval(link.bandwidth_bytes_per_s, 8e-6, '.0f')} Mbit/s, "
         f"{link.message_overhead_us.value:.0f} us per message, "

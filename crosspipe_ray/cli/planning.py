@@ -30,6 +30,14 @@ class PlacementName(str, Enum):
     REGION_LOOP = "region_loop"
 
 
+class CodecName(str, Enum):
+    """Codecs of links."""
+
+    NONE = "none"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class ExportFormat(str, Enum):
     """Formats of other programs."""
 
@@ -68,6 +76,9 @@ def problem(
     memory: Annotated[
         float | None, typer.Option(min=0, help="Limit, in microbatches per rank; default: none.")
     ] = None,
+    codec: Annotated[CodecName, typer.Option(help="Of the links between clusters.")] = (
+        CodecName.NONE
+    ),
     output: Output = None,
 ) -> None:
     """Make a planning problem from a few numbers."""
@@ -89,6 +100,7 @@ def problem(
         latency_ratio=latency_ratio,
         bandwidth_ratio=bandwidth_ratio,
         memory=memory,
+        codec=None if codec is CodecName.NONE else codec.value,
     )
     _write_json(problem_json(generate(recipe)), output)
 
@@ -154,6 +166,7 @@ def show(
 ) -> None:
     """Show a plan's timeline."""
     from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.link_choice import named_carriers
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.svg import timeline_svg
     from crosspipe_ray.report.text import timeline_text
@@ -167,6 +180,9 @@ def show(
     console.print(
         timeline_text(chosen.timeline, clusters=clusters, width=console.width, colour=has_colour)
     )
+    for link, carrier in named_carriers(chosen.problem).items():
+        console.print(f"link {link}: {carrier}", highlight=False)
+    _print_codecs(console, chosen)
     if svg:
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=file.name))
     if trace:
@@ -245,6 +261,15 @@ def _print_plan(console: Console, chosen: Plan) -> None:
             f"p95 {chosen.p95_ns / 1e6:.3f} ms",
             highlight=False,
         )
+    _print_codecs(console, chosen)
+
+
+def _print_codecs(console: Console, chosen: Plan) -> None:
+    from crosspipe_ray.report.codec_savings import codecs_line
+
+    line = codecs_line(chosen)
+    if line:
+        console.print(f"codecs: {line}", highlight=False)
 
 
 def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> None:

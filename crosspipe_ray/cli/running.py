@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from crosspipe_ray.carriers import DEFAULT_NUM_STREAMS, MAX_STREAMS, Carrier
+from crosspipe_ray.errors import InputError
 
 Address = Annotated[
     str | None,
@@ -20,6 +24,7 @@ class TransportName(str, Enum):
 
     COLLECTIVE = "collective"
     OBJECT_STORE = "object_store"
+    STREAMS = "streams"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -61,39 +66,61 @@ def prepare(
 def rehearse(
     plan: Annotated[Path, typer.Argument(metavar="PLAN")],
     steps: Annotated[int, typer.Option(min=1, help="How often the plan is run.")] = 3,
-    transport: Annotated[TransportName, typer.Option()] = TransportName.COLLECTIVE,
+    transport: Annotated[
+        TransportName | None, typer.Option(help="For all links; default: what the plan names.")
+    ] = None,
+    num_streams: Annotated[
+        int, typer.Option(min=1, max=MAX_STREAMS, help="Per lane, with --transport streams.")
+    ] = DEFAULT_NUM_STREAMS,
     emulate_links: Annotated[
         bool, typer.Option(help="Inject the problem's links; off where the links are real.")
     ] = True,
     address: Address = None,
     region_label: Annotated[str, typer.Option(help="Node label with a cluster's name.")] = "region",
     svg: Annotated[Path | None, typer.Option(help="Draw planned over measured.")] = None,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROBLEM.json",
+            help="Write the plan's problem with the links as the messages saw them: to plan anew.",
+        ),
+    ] = None,
 ) -> None:
     """Run a plan on real actors and links, with stages that only sleep."""
+    if corrected and emulate_links:
+        raise InputError(
+            "--corrected: emulated links are what the plan says; rehearse with --no-emulate-links"
+        )
     from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.link_correction import corrected_links
     from crosspipe_ray.plan import read_plan
+    from crosspipe_ray.problem import problem_json
     from crosspipe_ray.report.console import rehearsed_line
-    from crosspipe_ray.report.prediction import predictions, predictions_markdown
+    from crosspipe_ray.report.prediction import rehearsal_markdown
     from crosspipe_ray.report.svg import timeline_svg
 
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
     from crosspipe_ray.actors.rehearsal import rehearse as run
 
-    timelines = []
-    for measured in run(
+    number = count(1)
+    done = run(
         chosen,
         num_steps=steps,
-        transport=transport.value,
+        carrier=Carrier(transport.value, num_streams) if transport else None,
         address=address,
         region_label=region_label,
         emulate_links=emulate_links,
-    ):
-        timelines.append(measured)
-        typer.echo(rehearsed_line(len(timelines), chosen.timeline, measured))
-    clusters = [rank.cluster for rank in chosen.problem.ranks]
-    typer.echo(predictions_markdown(predictions(chosen.timeline, timelines, clusters=clusters)))
+        on_step=lambda measured: typer.echo(
+            rehearsed_line(next(number), chosen.timeline, measured)
+        ),
+    )
+    typer.echo(rehearsal_markdown(chosen, done.timelines, done.clocks))
+    if corrected:
+        better = corrected_links(chosen.problem, done.timelines)
+        write_atomically(corrected, json.dumps(problem_json(better), indent=1) + "\n")
     if svg:
-        panels = [("planned", chosen.timeline), ("measured", timelines[-1])]
+        clusters = [rank.cluster for rank in chosen.problem.ranks]
+        panels = [("planned", chosen.timeline), ("measured", done.timelines[-1])]
         write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
 
 
@@ -107,6 +134,10 @@ def train(
     plan: Annotated[
         Path | None,
         typer.Option(metavar="PLAN", help="Train by it; default: profile and plan."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Plan by what this earlier run measured (its folder)."),
     ] = None,
     links: Annotated[
         Path | None,
@@ -122,6 +153,8 @@ def train(
     from crosspipe_ray.config import load_config
     from crosspipe_ray.report.console import RunConsole
 
+    if plan and profile:
+        raise InputError("--profile: a plan is made from it, and --plan gives one; choose")
     overrides = list(overrides or ())
     if links:
         overrides.append(f"cluster.link_profile={json.dumps(str(links))}")
@@ -130,4 +163,5 @@ def train(
     run = load_config(config, overrides=overrides)  # likewise
     from crosspipe_ray.training.trainer import train as run_training
 
-    run_training(run, RunConsole(Console()), address=address, plan_file=plan)
+    console = RunConsole(Console())
+    run_training(run, console, address=address, plan_file=plan, profile_file=profile)

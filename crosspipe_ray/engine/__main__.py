@@ -1,7 +1,8 @@
 """``torchrun -m crosspipe_ray.engine FILE``: rehearses a plan or trains a config, without Ray.
 
 FILE is a plan (.json, .parquet) to rehearse with its links emulated, or a run's configuration
-(.yaml) to profile, plan and train by. Emulated links need all ranks on one host.
+(.yaml) to profile, plan and train by. Emulated links need all ranks on one host. Lanes over streams
+need CROSSPIPE_CREDENTIALS, a folder with the run's certificate and token, on every host.
 """
 
 from __future__ import annotations
@@ -11,38 +12,39 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.config import load_config
 from crosspipe_ray.engine.board import Board
 from crosspipe_ray.engine.checks import check_same_data, complete
+from crosspipe_ray.engine.clock_exchange import ClockWatch
 from crosspipe_ray.engine.device import rank_device
-from crosspipe_ray.engine.links import emulated, shaped
+from crosspipe_ray.engine.links import Emulation, emulation_of
 from crosspipe_ray.engine.planning import link_profile_of, plan_of, problem_of
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
 from crosspipe_ray.engine.setup import assignments, profile_run
 from crosspipe_ray.engine.training_rank import TrainingRank
-from crosspipe_ray.engine.transports import (
-    CollectiveTransport,
-    Transport,
-    host_store,
-    join_store,
-)
+from crosspipe_ray.engine.transports import Transport, host_store, join_store
 from crosspipe_ray.engine.transports.communicators import TCPStore
+from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError
-from crosspipe_ray.lowering import Program, lanes, lower
-from crosspipe_ray.measured import StepReport, measured_timeline
+from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.report.console import rehearsed_line
-from crosspipe_ray.report.prediction import predictions, predictions_markdown
-from crosspipe_ray.timeline import Timeline
+from crosspipe_ray.report.prediction import rehearsal_markdown
 
 _TIMEOUT_S = 300.0
+_CREDENTIALS = "CROSSPIPE_CREDENTIALS"
 
 
 def main() -> int:
@@ -76,19 +78,25 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     programs = lower(plan.problem, plan.timeline)
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
-        transport: Transport | None = _connect(stack, board, programs, torch.device("cpu"))
-        if transport and not options.real_links:
-            folder = _shared_folder(stack, board)
-            transport = shaped(transport, plan.problem, clock_dir=folder)
+        folder = _shared_folder(stack, board)
+        wiring = Wiring(
+            num_ranks=num_ranks,
+            carriers=carriers_of(plan.problem),
+            lanes=lanes(programs),
+            timeout_s=_TIMEOUT_S,
+            emulation=None if options.real_links else Emulation(plan.problem, folder),
+        )
+        transport = _connect(stack, board, wiring, torch.device("cpu"))
         worker = RehearsalRank(plan.problem, programs[rank], transport, timeout_s=_TIMEOUT_S)
-        measured = []
+        watch = ClockWatch(board, transport, timeout_s=_TIMEOUT_S)
+        clocks, steps = watch.look(), []
         for index in range(options.steps):
             board.start_together()
-            measured.append(_print_step(board, plan, worker.step(index)))
+            steps.append(_print_step(board, plan, worker.step(index), clocks))
+        clocks = watch.look()
         if rank == 0:
-            clusters = [each.cluster for each in plan.problem.ranks]
-            rows = predictions(plan.timeline, measured, clusters=clusters)
-            print(predictions_markdown(rows))
+            measured = [step_timeline(reports, clocks) for reports in steps]
+            print(rehearsal_markdown(plan, measured, clocks))
         board.wait_for_all()  # nobody closes while another still receives
     board.leave()
 
@@ -104,13 +112,20 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
             lambda: plan_of(config, problem_of(config, profiles, link_profile_of(config)))
         )
         assigned = assignments(config, plan)
-        inner = _connect(stack, board, [assignment.program for assignment in assigned], device)
-        folder = _shared_folder(stack, board)
-        transport = emulated(inner, config, plan.problem, clock_dir=folder) if inner else None
+        wiring = Wiring(
+            num_ranks=num_ranks,
+            carriers=carriers_of(plan.problem, config.cluster.wish),
+            lanes=lanes(assignment.program for assignment in assigned),
+            timeout_s=_TIMEOUT_S,
+            streams_port=config.cluster.streams_port,
+            emulation=emulation_of(config, plan.problem, _shared_folder(stack, board)),
+        )
+        transport = _connect(stack, board, wiring, device)
         worker = TrainingRank(assigned[rank], transport, device=device)
         check_same_data(board.gather(worker.dataset_digest))
+        clocks = ClockWatch(board, transport, timeout_s=_TIMEOUT_S).look()
         for index in range(config.training.num_steps):
-            _print_step(board, plan, worker.step(index))
+            _print_step(board, plan, worker.step(index), clocks)
         board.wait_for_all()
     board.leave()
 
@@ -129,22 +144,26 @@ def _store(rank: int) -> TCPStore:
 
 
 def _connect(
-    stack: ExitStack, board: Board, programs: Sequence[Program], device: torch.device
-) -> CollectiveTransport | None:
-    """This rank's transport with all lanes of the programs, warmed; None for a single rank."""
+    stack: ExitStack, board: Board, wiring: Wiring, device: torch.device
+) -> Transport | None:
+    """This rank's transport, warmed; None for a single rank."""
     if board.num_ranks == 1:
         return None
-    transport = CollectiveTransport(
-        board.store,
-        rank=board.rank,
-        num_ranks=board.num_ranks,
-        lanes=lanes(programs),
-        device=device,
-        timeout_s=_TIMEOUT_S,
-    )
+    if "streams" in wiring.transports:
+        wiring = replace(wiring, secrets=_secrets())
+    transport = connected(wiring, board.rank, store=board.store, device=device)
     stack.callback(transport.close)
-    transport.warm(timeout_s=_TIMEOUT_S)
     return transport
+
+
+def _secrets() -> RunSecrets:
+    folder = os.environ.get(_CREDENTIALS)
+    if not folder:
+        raise ConfigError(
+            f"streams: {_CREDENTIALS} is not set; on every host it names a folder that `python -m "
+            "crosspipe_ray.engine.transports.streams FOLDER` has made for this run"
+        )
+    return RunSecrets.read(Path(folder))
 
 
 def _shared_folder(stack: ExitStack, board: Board) -> Path:
@@ -155,15 +174,17 @@ def _shared_folder(stack: ExitStack, board: Board) -> Path:
     return folder
 
 
-def _print_step(board: Board, plan: Plan, report: StepReport) -> Timeline:
-    """Rank 0 prints what all ranks measured."""
+def _print_step(
+    board: Board, plan: Plan, report: StepReport, clocks: Mapping[int, HostClock]
+) -> list[StepReport]:
+    """Rank 0 prints what all ranks measured, and all know it, each by its own clock."""
     reports = board.gather(report)
-    measured = measured_timeline(each.record for each in reports)
     if board.rank == 0:
         losses = [loss for each in reports for loss in each.losses]
         loss = f", loss {fmean(losses):.4f}" if losses else ""
+        measured = step_timeline(reports, clocks)
         print(rehearsed_line(report.step + 1, plan.timeline, measured) + loss, flush=True)
-    return measured
+    return reports
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.engine import clock
 from crosspipe_ray.engine.transports.communicators import TCPStore
 
@@ -20,12 +21,16 @@ class Board:
         store: common to all ranks, who trust each other: values are pickled.
         rank: of this process.
         num_ranks: of the run.
+
+    Attributes:
+        clock: this rank's; owners set it where it is not rank 0's.
     """
 
     def __init__(self, store: TCPStore, *, rank: int, num_ranks: int) -> None:
         self.rank = rank
         self.num_ranks = num_ranks
         self.store = store
+        self.clock: HostClock | None = None
         self._turn = 0
 
     def gather(self, value: Value) -> list[Value]:
@@ -57,15 +62,20 @@ class Board:
             self.store.wait([f"board/left/{rank}" for rank in range(self.num_ranks)])
 
     def start_together(self) -> None:
-        """Goes on at the same moment on all ranks, as far as their clocks agree.
+        """Goes on at the same moment on all ranks, as far as their clocks are known.
 
         News of the last rank's arrival takes longer to some than to others; so all wait until even
         the farthest has had time to hear of it twice.
         """
-        arrived_ns = clock.now_ns()
-        last_ns = max(self.gather(arrived_ns))
-        heard_after_ns = max(self.gather(clock.now_ns() - last_ns))
-        clock.sleep_until(last_ns + 3 * heard_after_ns)
+        last_ns = max(self.gather(self._now_ns()))
+        heard_after_ns = max(self.gather(self._now_ns() - last_ns))
+        start_ns = last_ns + 3 * heard_after_ns
+        clock.sleep_until(self.clock.from_reference(start_ns) if self.clock else start_ns)
+
+    def _now_ns(self) -> int:
+        """By rank 0's clock."""
+        now_ns = clock.now_ns()
+        return self.clock.to_reference(now_ns) if self.clock else now_ns
 
 
 def _value(text: bytes) -> Any:

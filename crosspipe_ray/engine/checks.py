@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.link_codecs import codecs_of, planned_codecs
 from crosspipe_ray.engine.planning import link_profile_of, patterns_of
 from crosspipe_ray.errors import ConfigError, InputError, PlanError
 from crosspipe_ray.planners.portfolio import check_method
@@ -30,8 +32,12 @@ def complete(config: Config) -> Config:
     return config
 
 
-def check_before_start(config: Config) -> None:
+def check_before_start(config: Config, *, is_planned: bool = False) -> None:
     """Finds out, without starting anything, what would stop the run later.
+
+    Args:
+        config: of the run.
+        is_planned: there is a plan, so that no links are needed to make one.
 
     Raises:
         InputError: too few layers for the ranks, too little data for a batch, a placement that does
@@ -39,7 +45,8 @@ def check_before_start(config: Config) -> None:
     """
     patterns_of(config)
     check_method(config.planner.method)
-    link_profile_of(config)
+    if not is_planned:
+        link_profile_of(config)
     num_ranks, num_layers = len(config.cluster.rank_regions), config.model.num_pipeline_layers
     if num_ranks > num_layers:
         raise ConfigError(
@@ -88,6 +95,7 @@ def check_fits(config: Config, problem: Problem) -> None:
         ("num_microbatches", problem.num_microbatches, config.training.num_microbatches),
         ("ranks", [rank.cluster for rank in problem.ranks], list(config.cluster.rank_regions)),
         ("layers", _layer_borders(problem), config.model.num_pipeline_layers),
+        ("codecs", _named(planned_codecs(problem)), _named(codecs_of(config))),
     ]
     for what, planned, wanted in expected:
         if planned != wanted:
@@ -99,6 +107,30 @@ def check_fits(config: Config, problem: Problem) -> None:
         raise PlanError(
             "the plan puts the first and the last stage of a tied model on different ranks"
         )
+    check_carriers(config, problem)
+
+
+def check_carriers(config: Config, problem: Problem) -> None:
+    """Refuses a plan with a link over what the configuration does not want there.
+
+    Raises:
+        PlanError: names the link.
+    """
+    clusters = [rank.cluster for rank in problem.ranks]
+    for link in problem.links:
+        ends = [end if isinstance(end, str) else clusters[end] for end in (link.src, link.dst)]
+        wish = config.cluster.wish(*ends)
+        if link.carrier is not None and not wish.allows(link.carrier):
+            raise PlanError(
+                f"the plan sends over {link.carrier} from {link.src} to {link.dst}, the config "
+                f"asks for {wish}; set cluster.transport=auto to run it as it is"
+            )
+
+
+def _named(codecs: Mapping[tuple[str, str], CodecKind]) -> str:
+    """As in ``us->eu int8``."""
+    named = (f"{src}->{dst} {kind}" for (src, dst), kind in sorted(codecs.items()))
+    return ", ".join(named) or "(none)"
 
 
 def _layer_borders(problem: Problem) -> int | str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from crosspipe_ray.clock_estimate import HostClock
 
 _PR_SET_TIMERSLACK = 29
 # Linux wakes a sleeper up to this late by default (50 us); 1 ns halves the overshoot of a sleep.
@@ -27,6 +31,7 @@ def _wall_minus_counter_ns() -> int:
 
 
 _ANCHOR_NS = _wall_minus_counter_ns()
+_wrong: HostClock | None = None
 
 
 def now_ns() -> int:
@@ -34,9 +39,25 @@ def now_ns() -> int:
 
     The wall clock is read once per process, later progress is the monotonic counter's. So the spans
     of several processes of one host share an axis, unless somebody sets its clock between their
-    starts.
+    starts. Those of several hosts do not: see `clock_exchange`.
     """
-    return _ANCHOR_NS + time.perf_counter_ns()
+    right_ns = _ANCHOR_NS + time.perf_counter_ns()
+    return right_ns if _wrong is None else _wrong.from_reference(right_ns)
+
+
+@contextmanager
+def going_wrong(like: HostClock) -> Iterator[None]:
+    """Lets this process's clock run as another host's would: to test what corrects it.
+
+    Args:
+        like: its offset and drift against the right time.
+    """
+    global _wrong
+    _wrong = like
+    try:
+        yield
+    finally:
+        _wrong = None
 
 
 def sleep_until(deadline_ns: int, *, interrupt: threading.Event | None = None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,24 +19,13 @@ from crosspipe_ray.engine.instructions import (
     Receive,
     Send,
 )
+from crosspipe_ray.engine.message_codecs import MessageCodecs
+from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.stage import Stage
 from crosspipe_ray.engine.transports import Handle, Transport
 from crosspipe_ray.measured import RankRecord
 from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
 from crosspipe_ray.timeline import Span
-
-
-@dataclass(frozen=True, slots=True)
-class MessageSpec:
-    """What a message is made of, so that its receive can be posted before it comes."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the message."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class Interpreter:
@@ -46,9 +35,10 @@ class Interpreter:
         rank: this rank.
         stages: the rank's stages by their global index.
         transport: to the other ranks; None where there are none.
-        message_spec: of every RECV op.
+        message_spec: of every RECV op, before its codec.
         device: where received tensors are made.
         timeout_s: longest wait for one message.
+        codecs: of the links; their time belongs to the ops that make and take the messages.
     """
 
     def __init__(
@@ -60,6 +50,7 @@ class Interpreter:
         message_spec: Callable[[Op], MessageSpec],
         device: torch.device,
         timeout_s: float,
+        codecs: MessageCodecs | None = None,
     ) -> None:
         self._rank = rank
         self._stages = stages
@@ -67,6 +58,7 @@ class Interpreter:
         self._message_spec = message_spec
         self._device = device
         self._timeout_s = timeout_s
+        self._codecs = codecs or MessageCodecs()
         self._execute: dict[type[Instruction], Callable[[Instruction], None]] = {
             Forward: self._forward,
             BackwardInput: self._backward_input,
@@ -101,13 +93,13 @@ class Interpreter:
     def _forward(self, instruction: Instruction) -> None:
         op = instruction.op
         activation, stage = self._input(op), self._stages[op.stage]
-        self._compute(op, Kind.SEND_F, lambda microbatch: stage.forward(microbatch, activation))
+        self._compute(op, Kind.SEND_F, lambda microbatch: stage.forward(microbatch, activation()))
 
     def _backward_input(self, instruction: Instruction) -> None:
         op = instruction.op
         gradient, stage = self._input(op), self._stages[op.stage]
         self._compute(
-            op, Kind.SEND_B, lambda microbatch: stage.backward_input(microbatch, gradient)
+            op, Kind.SEND_B, lambda microbatch: stage.backward_input(microbatch, gradient())
         )
 
     def _backward_weight(self, instruction: Instruction) -> None:
@@ -119,34 +111,40 @@ class Interpreter:
     def _backward(self, instruction: Instruction) -> None:
         op = instruction.op
         gradient, stage = self._input(op), self._stages[op.stage]
-        self._compute(op, Kind.SEND_B, lambda microbatch: stage.backward(microbatch, gradient))
+        self._compute(op, Kind.SEND_B, lambda microbatch: stage.backward(microbatch, gradient()))
 
     def _compute(self, op: Op, send: Kind | None, run: Callable[[int], Tensor | None]) -> None:
         """Runs a compute op, records its span, and keeps its output for the stage it goes to."""
         assert op.microbatch is not None, "compute ops belong to a microbatch"
+        message = None if send is None else Op(op.stage, send, op.microbatch)
         start_ns = clock.now_ns()
         output = run(op.microbatch)
+        if output is not None and message is not None:
+            output = self._codecs.encode(message, output)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         self._record.spans.append(Span(op, start_ns, clock.now_ns()))
-        if output is not None and send is not None:
-            message = Op(op.stage, send, op.microbatch)
+        if output is not None and message is not None:
             receive = receive_of(message)
             if receive.stage in self._stages:
                 self._ready[receive] = output
             else:
                 self._outgoing[message] = output
 
-    def _input(self, op: Op) -> Tensor | None:
-        """The input of an op: received, made on this rank, or None at the ends of the pipeline."""
+    def _input(self, op: Op) -> Callable[[], Tensor | None]:
+        """Waits for the input of an op; the call that it returns decodes it, as part of the op.
+
+        It was received, or made on this rank, or is None at the ends of the pipeline.
+        """
         receive = receive_for(op)
         assert receive is not None, "W takes no input"
         if receive not in self._posted:
-            return self._ready.pop(receive, None)
+            made = self._ready.pop(receive, None)
+            return lambda: made
         tensor, handle = self._posted.pop(receive)
         self._wait(op, receive, handle)
         self._posted_bytes -= tensor.nbytes
-        return tensor
+        return partial(self._codecs.decode, receive, tensor, self._message_spec(receive))
 
     def _wait(self, op: Op, receive: Op, handle: Handle) -> None:
         start_ns = clock.now_ns()
@@ -178,7 +176,7 @@ class Interpreter:
     def _receive(self, instruction: Instruction) -> None:
         assert isinstance(instruction, Receive)
         assert self._transport is not None, "a program with messages needs a transport"
-        spec = self._message_spec(instruction.op)
+        spec = self._codecs.posted(instruction.op, self._message_spec(instruction.op))
         into = torch.empty(spec.shape, dtype=spec.dtype, device=self._device)
         handle = self._transport.irecv(into, peer=instruction.peer, tag=instruction.tag)
         self._posted[instruction.op] = (into, handle)

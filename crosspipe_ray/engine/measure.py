@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from statistics import median, quantiles
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import ModelConfig
+from crosspipe_ray.engine.codec_rates import CodecRates, codec_rates
 from crosspipe_ray.engine.stage import ModelStage
+from crosspipe_ray.engine.stopwatch import (
+    Stopwatch,
+    op_overhead_us,
+    overhead_watches,
+    run_in_turn,
+)
 from crosspipe_ray.training.model import activation_shape, build_layers, required_vocab_size
+
+_NUM_WARMUP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +29,7 @@ class LayerCosts:
     """Costs of one stage or layer, per microbatch; the names are those of a problem's stages.
 
     Attributes:
-        forward_us: median time of F.
+        forward_us: median time of F, with the fixed cost of an op.
         backward_input_us: median time of I; of the whole backward pass where it cannot be split.
         backward_weight_us: median time of W.
         activation_bytes: held from F until the end of the backward pass: what autograd saves or
@@ -31,7 +39,9 @@ class LayerCosts:
         output_bytes: size of the activation that leaves; 0 where the loss is taken.
         weight_bytes: of the parameters.
         optimizer_bytes: gradients and both AdamW moments.
-        dispersion: interquartile range of F + I + W over their median.
+        dispersion: of F, I and W: median absolute deviation over the median.
+        op_overhead_us: the part of each time that is paid once per op, whatever is in its stage.
+        codecs: of the activation that leaves.
     """
 
     forward_us: float
@@ -42,7 +52,9 @@ class LayerCosts:
     output_bytes: int
     weight_bytes: int
     optimizer_bytes: int
-    dispersion: float
+    dispersion: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    op_overhead_us: float = 0.0
+    codecs: tuple[CodecRates, ...] = ()
 
 
 def profile_layers(
@@ -53,6 +65,8 @@ def profile_layers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     num_microbatches: int = 8,
+    least_s: float = 0.0,
+    codecs: Sequence[CodecKind] = (),
 ) -> list[LayerCosts]:
     """Measures the distinct layers of a decoder: [embedding, block, norm and head].
 
@@ -64,79 +78,76 @@ def profile_layers(
         sequence_length: tokens per sequence.
         dtype: of weights and activations.
         device: where to measure.
-        num_microbatches: to take the median over.
+        num_microbatches: at least so many, to take the median over.
+        least_s: and for at least so long.
+        codecs: to measure as well.
     """
-    last = config.num_pipeline_layers - 1
     shape = activation_shape(
         config, microbatch_size=microbatch_size, sequence_length=sequence_length
     )
-    tokens = torch.randint(required_vocab_size(config), shape[:2], device=device)
-    costs = []
-    for layer in (0, 1, last):
-        stage = ModelStage(
-            build_layers(config, layer, layer + 1, seed=0, dtype=dtype, device=device),
-            is_first=layer == 0,
-            is_last=layer == last,
-            num_microbatches=1,
-            load_inputs=lambda _: tokens.clone(),
-            load_labels=lambda _: tokens.clone(),
-        )
-        activation = torch.randn(shape, dtype=dtype, device=device)
-        costs.append(profile_stage(stage, activation, num_microbatches=num_microbatches))
-    return costs
+    activation = torch.randn(shape, dtype=dtype, device=device)
+    layers = [
+        Stopwatch(_layer(config, layer, activation), activation)
+        for layer in (0, 1, config.num_pipeline_layers - 1)
+    ]
+    tiny = overhead_watches(dtype=dtype, device=device)
+    run_in_turn(
+        [*layers, *tiny],
+        num_warmup=_NUM_WARMUP,
+        num_microbatches=num_microbatches,
+        least_s=least_s,
+    )
+    overhead_us = op_overhead_us(tiny)
+    rates = tuple(codec_rates(kind, activation, num_repeats=num_microbatches) for kind in codecs)
+    return [replace(_costs(layer), op_overhead_us=overhead_us, codecs=rates) for layer in layers]
 
 
 def profile_stage(
-    stage: ModelStage, activation: Tensor, *, num_warmup: int = 2, num_microbatches: int = 8
+    stage: ModelStage, activation: Tensor, *, num_microbatches: int = 8
 ) -> LayerCosts:
     """Measures a stage; its gradients are cleared before and after.
 
     Args:
         stage: reads its own inputs and labels where it is first or last.
         activation: what it would receive, and the shape of what it sends.
-        num_warmup: microbatches that are not counted.
         num_microbatches: to take the median over.
     """
-    stage.zero_gradients()
-    times = [_run_once(stage, index, activation) for index in range(num_warmup + num_microbatches)]
-    forward, backward_input, backward_weight = zip(*times[num_warmup:], strict=True)
+    watch = Stopwatch(stage, activation)
+    run_in_turn([watch], num_warmup=_NUM_WARMUP, num_microbatches=num_microbatches, least_s=0.0)
+    return _costs(watch)
+
+
+def _layer(config: ModelConfig, layer: int, activation: Tensor) -> ModelStage:
+    tokens = torch.randint(
+        required_vocab_size(config), activation.shape[:2], device=activation.device
+    )
+    return ModelStage(
+        build_layers(
+            config, layer, layer + 1, seed=0, dtype=activation.dtype, device=activation.device
+        ),
+        is_first=layer == 0,
+        is_last=layer == config.num_pipeline_layers - 1,
+        num_microbatches=1,
+        load_inputs=lambda _: tokens.clone(),
+        load_labels=lambda _: tokens.clone(),
+    )
+
+
+def _costs(watch: Stopwatch) -> LayerCosts:
+    stage, activation = watch.stage, watch.activation
     saved_bytes, stash_bytes = _measure_bytes(stage, activation)
     stage.zero_gradients()
     activation_bytes = max(saved_bytes, stash_bytes)
     weight_bytes = sum(parameter.nbytes for _, parameter in stage.named_parameters())
     return LayerCosts(
-        forward_us=median(forward),
-        backward_input_us=median(backward_input),
-        backward_weight_us=median(backward_weight),
+        *watch.medians,
         activation_bytes=activation_bytes,
         freed_by_backward_input_bytes=activation_bytes - stash_bytes,
         output_bytes=0 if stage.is_last else activation.nbytes,
         weight_bytes=weight_bytes,
         optimizer_bytes=3 * weight_bytes,
-        dispersion=_dispersion([sum(row) for row in times[num_warmup:]]),
+        dispersion=watch.dispersion,
     )
-
-
-def _run_once(stage: ModelStage, microbatch: int, activation: Tensor) -> tuple[float, float, float]:
-    """Times of F, I and W in microseconds, one after the other as in the steady phase of a step."""
-    return (
-        _time_us(lambda: stage.forward(microbatch, activation), activation.device),
-        _time_us(lambda: stage.backward_input(microbatch, activation), activation.device),
-        _time_us(lambda: stage.backward_weight(microbatch), activation.device),
-    )
-
-
-def _time_us(run: Callable[[], object], device: torch.device) -> float:
-    _synchronize(device)
-    start_ns = time.perf_counter_ns()
-    run()
-    _synchronize(device)
-    return (time.perf_counter_ns() - start_ns) / 1e3
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _measure_bytes(stage: ModelStage, activation: Tensor) -> tuple[int, int]:
@@ -175,8 +186,3 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }
-
-
-def _dispersion(totals: Sequence[float]) -> float:
-    lower, _, upper = quantiles(totals, n=4)
-    return (upper - lower) / median(totals)

@@ -6,7 +6,8 @@ import torch
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.engine.instructions import instructions
-from crosspipe_ray.engine.interpreter import Interpreter, MessageSpec
+from crosspipe_ray.engine.interpreter import Interpreter
+from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.synthetic import SyntheticStage
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.lowering import Program

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
 
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.checks import check_fits
+from crosspipe_ray.engine.link_codecs import codecs_of
 from crosspipe_ray.engine.measure import LayerCosts, profile_layers
 from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.lowering import Program, lower
@@ -24,23 +24,18 @@ def profile_run(config: Config, *, device: torch.device) -> list[LayerCosts]:
     """Measures the layers of a run on this rank, over and over for a few seconds.
 
     All ranks do so at once and none stops early, so where they share cores, each one measures what
-    is left to it; the round in the middle counts.
+    is left to it.
     """
     torch.set_num_threads(config.training.num_threads)
-    deadline = time.monotonic() + _PROFILE_S
-    rounds: list[list[LayerCosts]] = []
-    while not rounds or time.monotonic() < deadline:
-        rounds.append(
-            profile_layers(
-                config.model,
-                microbatch_size=config.training.microbatch_size,
-                sequence_length=config.data.sequence_length,
-                dtype=getattr(torch, config.training.dtype),
-                device=device,
-                num_microbatches=4,
-            )
-        )
-    return [sorted(kind, key=_total_us)[len(rounds) // 2] for kind in zip(*rounds, strict=True)]
+    return profile_layers(
+        config.model,
+        microbatch_size=config.training.microbatch_size,
+        sequence_length=config.data.sequence_length,
+        dtype=getattr(torch, config.training.dtype),
+        device=device,
+        least_s=_PROFILE_S,
+        codecs=sorted(set(codecs_of(config).values())),
+    )
 
 
 def assignments(config: Config, plan: Plan) -> tuple[Assignment, ...]:
@@ -64,7 +59,3 @@ def _evaluation_programs(config: Config, problem: Problem) -> Sequence[Program |
         return [None] * len(problem.ranks)
     shorter = problem.model_copy(update={"num_microbatches": num_microbatches})
     return lower(shorter, simulate(shorter, forward_only(shorter)))
-
-
-def _total_us(costs: LayerCosts) -> float:
-    return costs.forward_us + costs.backward_input_us + costs.backward_weight_us

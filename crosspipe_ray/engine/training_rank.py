@@ -13,7 +13,9 @@ from crosspipe_ray.engine import clock
 from crosspipe_ray.engine.evaluation import Evaluation
 from crosspipe_ray.engine.gradient_norm import NormExchange
 from crosspipe_ray.engine.instructions import instructions
-from crosspipe_ray.engine.interpreter import Interpreter, MessageSpec
+from crosspipe_ray.engine.interpreter import Interpreter
+from crosspipe_ray.engine.message_codecs import MessageCodecs
+from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.stage import ModelStage, TiedHead, tie
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.lowering import Program
@@ -83,6 +85,7 @@ class TrainingRank:
             message_spec=lambda _: spec,
             device=device,
             timeout_s=config.cluster.timeout_s,
+            codecs=MessageCodecs(assignment.problem),
         )
         self._interpreter = interpreter(stages=self._stages)
         self._norms = NormExchange(

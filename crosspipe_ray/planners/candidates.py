@@ -97,7 +97,9 @@ def _delay_ns(
         last, first = members[before][-1], members[after][0]
         for pair in ((last, first), (first, last)):
             if pair in routes:
-                total += routes[pair].latency_ns + 2 * routes[pair].occupancy_ns(num_bytes)
+                route = routes[pair]
+                occupancy_ns = route.occupancy_ns(route.carried_bytes(num_bytes))
+                total += route.latency_ns + 2 * occupancy_ns
     return total
 
 

@@ -103,7 +103,7 @@ def _for_slow_links(
     attempts: list[Attempt] = []
     links = [_at_quantile(link, quantile) for link in problem.links]
     plan(
-        _with_links(problem, links),
+        problem.with_links(links),
         method=method,
         budget=budget,
         patterns=patterns,
@@ -120,18 +120,12 @@ def _at_quantile(link: Link, quantile: float) -> Link:
     )
 
 
-def _with_links(problem: Problem, links: Sequence[Link]) -> Problem:
-    return Problem.model_validate(
-        problem.model_dump() | {"links": [link.model_dump() for link in links]}
-    )
-
-
 def _on_links(attempt: Attempt, links: Sequence[Link], bounds: dict[str, int]) -> Attempt:
     """The same order on the clock of other latencies; a new bound is noted in ``bounds``."""
     placement, made = f"{attempt.placement}, slow links", attempt.plan
     if made is None:
         return replace(attempt, placement=placement)
-    problem = _with_links(made.problem, links)
+    problem = made.problem.with_links(links)
     digest = problem.sha256
     if digest not in bounds:
         bounds[digest] = bounds_of(problem).makespan_ns

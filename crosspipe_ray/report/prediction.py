@@ -5,11 +5,14 @@ The plan was made before the run, from a profile that no span of the run has ent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.ops import COMPUTE_KINDS, producers_of
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.timeline import Timeline
 
 Figures = dict[tuple[str, str], float]
@@ -68,6 +71,15 @@ def predictions_markdown(rows: Sequence[Prediction]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def rehearsal_markdown(
+    plan: Plan, measured: Sequence[Timeline], clocks: Mapping[int, HostClock]
+) -> str:
+    """What comes of a rehearsal: the comparison, and what is known of other hosts' clocks."""
+    clusters = [rank.cluster for rank in plan.problem.ranks]
+    table = predictions_markdown(predictions(plan.timeline, measured, clusters=clusters))
+    return f"{table}\n\n{clocks_markdown(clocks)}" if clocks else table
 
 
 def _figures(timeline: Timeline, clusters: Sequence[str]) -> Figures:

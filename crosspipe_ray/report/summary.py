@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
+from crosspipe_ray.clock_estimate import HostClock
+from crosspipe_ray.link_choice import named_carriers
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.report.clocks import clocks_markdown
+from crosspipe_ray.report.codec_savings import codecs_line
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
+from crosspipe_ray.run_profile import NEXT_PROFILE_NAME, RunProfile
+
+_NEXT_PROFILE = (
+    f" `{NEXT_PROFILE_NAME}` has what the run measured: `crosspipe train --profile` plans by it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class RunSummary:
         predictions: planned against measured.
         one_f_one_b_ns: simulated makespan of 1F1B on the same costs and links; None: does not fit.
         notes: what the user should know besides.
+        clocks: of the ranks whose clock is not rank 0's.
+        profile: that the plan was made from; None: the plan was given.
     """
 
     losses: Sequence[float]
@@ -62,6 +74,8 @@ class RunSummary:
     tokens_per_s: float
     predictions: Sequence[Prediction]
     notes: Sequence[str] = ()
+    clocks: Mapping[int, HostClock] = field(default_factory=dict)
+    profile: RunProfile | None = None
 
 
 def headline(summary: RunSummary) -> list[tuple[str, str]]:
@@ -82,14 +96,23 @@ def headline(summary: RunSummary) -> list[tuple[str, str]]:
     rows = {
         "training loss": f"{first:.3f} -> {last:.3f} nats per token",
         "held-out loss": _held_out(summary),
+        "profile": _profile(summary.profile) if summary.profile else "",
         "plan": f"{plan.method} on {len(plan.problem.stages)} stages, {_quality(plan)}",
         "makespan": f"planned {_ms(planned_s)}, measured {measured} ({difference:+.1%})",
         "bubble": f"planned {planned_bubble:.1%}, measured {times.bubble_ratio:.1%}",
+        "transports": _transports(plan),
         "step": f"{_ms(times.step_s)} = {' + '.join(parts)}",
         "throughput": f"{summary.tokens_per_s:,.0f} tokens/s",
         "1F1B would take": _one_f_one_b(summary, planned_s),
+        "codecs": codecs_line(plan),
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _transports(plan: Plan) -> str:
+    """Of the links that name one."""
+    named = named_carriers(plan.problem)
+    return ", ".join(f"{link} {carrier}" for link, carrier in named.items())
 
 
 def _held_out(summary: RunSummary) -> str:
@@ -104,6 +127,21 @@ def _held_out(summary: RunSummary) -> str:
     )
 
 
+def _profile(profile: RunProfile) -> str:
+    """The layer in the middle, which is a block, and what an op costs besides."""
+    middle = len(profile.problem.layers) // 2
+    block, dispersion = profile.problem.layers[middle], profile.dispersions[middle]
+    parts = (
+        ("F", block.forward_us, dispersion.forward),
+        ("I", block.backward_input_us, dispersion.backward_input),
+        ("W", block.backward_weight_us, dispersion.backward_weight),
+    )
+    times = ", ".join(f"{kind} {us / 1e3:.2f} ms (+-{spread:.0%})" for kind, us, spread in parts)
+    overhead_us = median(rank.op_overhead_us for rank in profile.problem.ranks)
+    where = "" if profile.source == "profile" else f"; from a run until {profile.measured_at:%F %R}"
+    return f"a block {times}; an op {overhead_us:.0f} us besides{where}"
+
+
 def _one_f_one_b(summary: RunSummary, planned_s: float) -> str:
     if summary.one_f_one_b_ns is None:
         return ""
@@ -116,6 +154,7 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in headline(summary))
     attempts = "\n".join(_attempt_row(attempt) for attempt in summary.attempts)
     notes = "\n".join(f"- {note}" for note in summary.notes)
+    clocks = f"\n## Clocks\n\n{clocks_markdown(summary.clocks)}\n" if summary.clocks else ""
     return f"""# {title}
 
 | | |
@@ -129,7 +168,7 @@ def summary_markdown(summary: RunSummary, *, title: str) -> str:
 ## Planned against measured
 
 The plan was made from a profile before the run; medians over the steps. A message takes from
-ready to arrived.
+ready to arrived.{_NEXT_PROFILE if summary.profile else ""}
 
 {predictions_markdown(summary.predictions)}
 
@@ -138,7 +177,7 @@ ready to arrived.
 | method | placement | makespan | |
 |---|---|---|---|
 {attempts}
-
+{clocks}
 ## Notes
 
 {notes}

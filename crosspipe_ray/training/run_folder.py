@@ -12,6 +12,7 @@ from crosspipe_ray.files import write_atomically
 from crosspipe_ray.plan import Plan, write_plan
 from crosspipe_ray.report.svg import timeline_svg
 from crosspipe_ray.report.trace import trace_events
+from crosspipe_ray.run_profile import PROFILE_NAME, RunProfile, write_run_profile
 from crosspipe_ray.timeline import Timeline
 
 
@@ -21,16 +22,19 @@ class RunFolder:
     Args:
         config: of the run; the folder is made in its ``output``, named by the time.
         plan: of the run.
+        profile: that it was made from; None: it was given.
 
     Raises:
         InputError: the folder cannot be made.
     """
 
-    def __init__(self, config: Config, plan: Plan) -> None:
+    def __init__(self, config: Config, plan: Plan, profile: RunProfile | None) -> None:
         self.path = _new_folder(config.output)
         self._clusters = list(config.cluster.rank_regions)
         write_atomically(self.path / "config.yaml", dump_config(config))
         write_plan(plan, self.path / "plan.json")
+        if profile:
+            write_run_profile(profile, self.path / PROFILE_NAME)
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
         """Appends one step to ``metrics.jsonl``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import fsum
 from statistics import median
 
-from crosspipe_ray.measured import StepReport, measured_timeline
+from crosspipe_ray.clock_estimate import HostClock
+from crosspipe_ray.measured import StepReport, measured_timeline, on_one_clock
 from crosspipe_ray.report.summary import StepTimes
 from crosspipe_ray.timeline import Timeline
 
@@ -35,8 +36,9 @@ class LoggedStep:
     optimizer_s: float
 
     @classmethod
-    def of(cls, reports: Sequence[StepReport]) -> LoggedStep:
-        """Puts the reports of all ranks together."""
+    def of(cls, recorded: Sequence[StepReport], clocks: Mapping[int, HostClock]) -> LoggedStep:
+        """Puts the reports of all ranks together, on rank 0's clock."""
+        reports = on_one_clock(recorded, clocks)
         losses = [loss for report in reports for loss in report.losses]
         end_ns = max(report.record.spans[-1].end_ns for report in reports)
         exchanged_ns = max(report.exchanged_ns for report in reports)
@@ -52,15 +54,29 @@ class LoggedStep:
 
 
 class StepLog:
-    """All steps of a run, in order."""
+    """All steps of a run, in order.
 
-    def __init__(self) -> None:
+    Args:
+        clocks: of the ranks whose clock is not rank 0's, as they are known before the steps.
+    """
+
+    def __init__(self, clocks: Mapping[int, HostClock]) -> None:
+        self.clocks = clocks
         self.steps: list[LoggedStep] = []
+        self._recorded: list[Sequence[StepReport]] = []
 
     def add(self, reports: Sequence[StepReport]) -> LoggedStep:
         """Takes the next step."""
-        self.steps.append(LoggedStep.of(reports))
+        self.steps.append(LoggedStep.of(reports, self.clocks))
+        if self.clocks:
+            self._recorded.append(reports)
         return self.steps[-1]
+
+    def correct(self, clocks: Mapping[int, HostClock]) -> None:
+        """Lays all steps on rank 0's clock anew, when the drift of the others is known."""
+        self.clocks = clocks
+        if clocks:
+            self.steps = [LoggedStep.of(reports, clocks) for reports in self._recorded]
 
     @property
     def losses(self) -> list[float]:

@@ -13,18 +13,35 @@ import ray
 from crosspipe_ray.actors.cluster import cluster
 from crosspipe_ray.actors.group import StageGroup, clock_folder, stage_group
 from crosspipe_ray.actors.planner import PlannerActor
-from crosspipe_ray.actors.stage import Emulation, Readiness
+from crosspipe_ray.actors.stage import Readiness
 from crosspipe_ray.config import Config
-from crosspipe_ray.engine.checks import check_before_start, check_same_data, complete
-from crosspipe_ray.engine.links import jitter_of
-from crosspipe_ray.engine.planning import link_profile_of, one_f_one_b_makespan_ns
+from crosspipe_ray.engine.checks import (
+    check_before_start,
+    check_carriers,
+    check_same_data,
+    complete,
+)
+from crosspipe_ray.engine.links import emulation_of
+from crosspipe_ray.engine.planning import (
+    link_profile_of,
+    one_f_one_b_makespan_ns,
+    problem_again,
+)
 from crosspipe_ray.engine.setup import assignments
+from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.lowering import lanes
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt
-from crosspipe_ray.problem import Problem
 from crosspipe_ray.report.console import RunConsole
 from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
+from crosspipe_ray.run_profile import (
+    NEXT_PROFILE_NAME,
+    RunProfile,
+    next_profile,
+    read_run_profile,
+    write_run_profile,
+)
 from crosspipe_ray.training.checkpoint import save_model
 from crosspipe_ray.training.data import read_info
 from crosspipe_ray.training.optimizer import learning_rate
@@ -38,6 +55,7 @@ def train(
     *,
     address: str | None = None,
     plan_file: Path | None = None,
+    profile_file: Path | None = None,
 ) -> Path:
     """Trains a model over the regions of a Ray cluster.
 
@@ -46,6 +64,7 @@ def train(
         console: shows what goes on.
         address: of a Ray cluster; None starts one on this machine, a node per region.
         plan_file: a plan to use; None profiles and plans.
+        profile_file: folder of an earlier run, or its profile: plan by it; None profiles.
 
     Returns:
         The folder with everything that the run produced.
@@ -55,10 +74,14 @@ def train(
         RunError: a rank failed; everything is stopped, what was saved stays.
     """
     config = complete(config)
-    check_before_start(config)
+    check_before_start(config, is_planned=plan_file is not None)
     given = read_plan(plan_file) if plan_file else None
     if given:
         assignments(config, given)  # refuses a plan for another run before anything starts
+    earlier = read_run_profile(profile_file) if profile_file else None
+    if earlier:
+        earlier.check_fits(config)
+        check_carriers(config, problem_again(config, earlier, link_profile_of(config)))
     settings, regions = config.cluster, config.cluster.rank_regions
     console.phase(f"starting {len(regions)} ranks in {', '.join(dict.fromkeys(regions))}")
     with (
@@ -66,7 +89,7 @@ def train(
         clock_folder() as clock_dir,
         stage_group(regions, label=settings.region_label, timeout_s=settings.timeout_s) as group,
     ):
-        return _Run(config, console, group, clock_dir).go(given)
+        return _Run(config, console, group, clock_dir).go(given, earlier)
 
 
 class _Run:
@@ -80,13 +103,13 @@ class _Run:
         self._group = group
         self._clock_dir = clock_dir
         self._attempts: list[Attempt] = []
-        self._profiled: Problem | None = None
+        self._profile: RunProfile | None = None
 
-    def go(self, given: Plan | None) -> Path:
+    def go(self, given: Plan | None, earlier: RunProfile | None) -> Path:
         """Runs everything; returns the folder."""
-        plan = given or self._plan()
+        plan = given or self._plan(earlier)
         readiness = self._prepare(plan)
-        folder = RunFolder(self._config, plan)
+        folder = RunFolder(self._config, plan, self._profile)
         before = self._evaluate()
         log = self._steps(folder)
         after = self._evaluate()
@@ -97,11 +120,14 @@ class _Run:
         self._report(folder, plan, log, held_out, notes)
         return folder.path
 
-    def _plan(self) -> Plan:
-        self._console.phase("profiling the layers, all ranks at once")
+    def _plan(self, earlier: RunProfile | None) -> Plan:
         planner: Any = PlannerActor.remote(self._config, link_profile_of(self._config))
-        profiles = self._group.profile(self._config)
-        self._profiled = ray.get(planner.learn.remote(profiles))
+        if earlier:
+            self._profile = ray.get(planner.start_from.remote(earlier))
+        else:
+            self._console.phase("profiling the layers, all ranks at once")
+            profiles = self._group.profile(self._config)
+            self._profile = ray.get(planner.learn.remote(profiles))
         self._console.phase(f"planning ({self._config.planner.method})")
         plan: Plan
         plan, self._attempts = ray.get(planner.plan.remote())
@@ -111,22 +137,23 @@ class _Run:
 
     def _prepare(self, plan: Plan) -> list[Readiness]:
         """Connects the ranks and builds their stages."""
-        self._console.phase(f"connecting the ranks ({self._config.cluster.transport})")
+        settings = self._config.cluster
+        carriers = carriers_of(plan.problem, settings.wish)
+        names = ", ".join(sorted({str(carrier) for carrier in carriers.values()}))
+        self._console.phase(f"connecting the ranks ({names})")
         assigned = assignments(self._config, plan)
-        programs = [assignment.program for assignment in assigned]
-        self._group.connect(self._config.cluster.transport, programs, self._emulation(plan.problem))
+        self._group.connect(
+            carriers,
+            lanes(assignment.program for assignment in assigned),
+            emulation=emulation_of(self._config, plan.problem, self._clock_dir),
+            streams_port=settings.streams_port,
+        )
         readiness = self._group.train(assigned)
         check_same_data(rank.dataset_digest for rank in readiness)
         return readiness
 
-    def _emulation(self, problem: Problem) -> Emulation | None:
-        settings = self._config.cluster
-        if not settings.emulate_links:
-            return None
-        return Emulation(problem, jitter_of(settings), self._config.seed, self._clock_dir)
-
     def _steps(self, folder: RunFolder) -> StepLog:
-        training, log = self._config.training, StepLog()
+        training, log = self._config.training, StepLog(self._group.look_at_clocks())
         self._console.phase(f"training {training.num_steps} steps")
         with self._console.steps(training.num_steps):
             for index, reports in enumerate(self._group.steps(range(training.num_steps))):
@@ -144,6 +171,7 @@ class _Run:
                     }
                 )
                 self._console.step(index, training.num_steps, step.loss)
+        log.correct(self._group.look_at_clocks())
         return log
 
     def _evaluate(self) -> float | None:
@@ -191,17 +219,29 @@ class _Run:
             plan=plan,
             attempts=self._attempts,
             times=times,
-            one_f_one_b_ns=one_f_one_b_makespan_ns(self._profiled or plan.problem),
+            one_f_one_b_ns=one_f_one_b_makespan_ns(
+                self._profile.problem if self._profile else plan.problem
+            ),
             tokens_per_s=tokens / times.step_s,
             predictions=predictions(
                 plan.timeline, log.timelines(), clusters=config.cluster.rank_regions
             ),
             notes=notes,
+            clocks=log.clocks,
+            profile=self._profile,
         )
         regions = ", ".join(region.name for region in config.cluster.regions)
         title = f"{len(config.cluster.rank_regions)} ranks in {regions}: {plan.method}"
         folder.draw(plan.timeline, log.typical(), title=title)
         folder.write("summary.md", summary_markdown(summary, title=title))
+        if self._profile:
+            better = next_profile(
+                self._profile,
+                plan.problem,
+                log.timelines(),
+                with_links=not config.cluster.emulate_links,
+            )
+            write_run_profile(better, folder.path / NEXT_PROFILE_NAME)
         self._console.figures([*headline(summary), ("written to", str(folder.path))])
         for note in notes:
             self._console.phase(note)

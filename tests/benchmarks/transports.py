@@ -26,6 +26,7 @@ from crosspipe_ray.engine import clock
 from crosspipe_ray.engine.transports import CollectiveTransport, Transport, host_store, join_store
 from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.engine.transports.streams import Door, StreamsTransport, exchange_addresses
+from tests.benchmarks.plain_tcp import PlainTcp
 from tests.contract.credentials import make_credentials
 
 _TIMEOUT_S = 120.0
@@ -82,12 +83,26 @@ def _run_rank(rank: int, store: TCPStore, host: str, folder: Path, counts: list[
         print(
             "| transport | 64 KiB, half round trip | one 64 MiB | 32 x 4 MiB |\n|---|---|---|---|"
         )
+    _measure("plain TCP, one socket", _plain_tcp(store, rank, host), rank)
     for num_streams in counts:
         if num_streams == 0:
             _measure("gloo", _gloo(store, rank), rank)
             continue
         name = f"streams, k = {num_streams}"
         _measure(name, _streams(PrefixStore(name, store), rank, host, folder, num_streams), rank)
+
+
+def _plain_tcp(store: TCPStore, rank: int, host: str) -> Transport:
+    transport = PlainTcp(store, rank=rank, host=host)
+    peer = 1 - rank
+    for tensor in (torch.zeros(_MIB), torch.zeros(4 * _MIB)):  # warm, as the others are
+        handles = [
+            transport.irecv(torch.zeros_like(tensor), peer=peer, tag=0),
+            transport.isend(tensor, peer=peer, tag=0),
+        ]
+        for handle in handles:
+            handle.wait(timeout_s=_TIMEOUT_S)
+    return transport
 
 
 def _gloo(store: TCPStore, rank: int) -> Transport:

@@ -44,7 +44,6 @@ _COSTS = LayerCosts(
     output_bytes=4096,
     weight_bytes=0,
     optimizer_bytes=0,
-    dispersion=0.0,
 )
 
 
@@ -77,11 +76,14 @@ def prepare_data(folder: Path) -> Path:
     return folder / "tokens"
 
 
-def make_config(data: Path, num_ranks: int, *, tie_embeddings: bool = False) -> Config:
+def make_config(
+    data: Path, num_ranks: int, *, tie_embeddings: bool = False, codec: str = "none"
+) -> Config:
     """A run with links between two regions, or one region for a single rank."""
     names = ["us", "eu"] if num_ranks > 1 else ["us"]
     regions = [{"name": name, "num_ranks": num_ranks // len(names)} for name in names]
-    links = [{"src": "us", "dst": "eu", "latency_us": 2000}] if num_ranks > 1 else []
+    link = {"src": "us", "dst": "eu", "latency_us": 2000, "codec": codec}
+    links = [link] if num_ranks > 1 else []
     raw = {
         "model": {
             "hidden_size": 32,
@@ -119,17 +121,22 @@ def make_assignments(
     return assignments(config, make_plan(config, method))
 
 
-def train_rank(assigned: tuple[Assignment, ...], transport: Transport | None) -> Outcome:
+def train_rank(
+    assigned: tuple[Assignment, ...], transport: Transport | None, *, num_steps: int = NUM_STEPS
+) -> Outcome:
     """One rank's part of the run; a body for any runner of ranks."""
     rank = transport.rank if transport else 0
     worker = TrainingRank(assigned[rank], transport, device=torch.device("cpu"))
-    losses = [worker.step(index).losses for index in range(NUM_STEPS)]
+    losses = [worker.step(index).losses for index in range(num_steps)]
     return Outcome(losses, worker.evaluate(), worker.state_dict())
 
 
-def body(data: Path, num_ranks: int, method: str, **options: Any) -> partial[Outcome]:
+def body(
+    data: Path, num_ranks: int, method: str, *, num_steps: int = NUM_STEPS, **options: Any
+) -> partial[Outcome]:
     """`train_rank` for a runner that passes nothing but the transport."""
-    return partial(train_rank, make_assignments(data, num_ranks, method, **options))
+    assigned = make_assignments(data, num_ranks, method, **options)
+    return partial(train_rank, assigned, num_steps=num_steps)
 
 
 def together(parts: list[Outcome]) -> Outcome:

@@ -14,26 +14,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.distributed.distributed_c10d import PrefixStore
 
+from crosspipe_ray.carriers import Carrier, Carriers, uniform
 from crosspipe_ray.engine.transports import (
-    CollectiveTransport,
     LinkShape,
     ShapedTransport,
+    StagedTransport,
     Transport,
     host_store,
     join_store,
 )
 from crosspipe_ray.engine.transports.communicators import TCPStore
-from crosspipe_ray.engine.transports.streams import Door, StreamsTransport, exchange_addresses
-from tests.contract.credentials import make_credentials
+from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.transports.streams.issuing import issue
+from crosspipe_ray.engine.wiring import Wiring, connected
 from tests.contract.transport_contract import TIMEOUT_S, Body
 
-Kind = Literal["plain", "shaped", "streams"]
+Kind = Literal["plain", "shaped", "streams", "staged", "mixed"]
 
 _READY = "ready"
 # The other pairs have no communicator of their own and share one.
 LANES = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
+
+COLLECTIVE, STREAMS = Carrier(), Carrier("streams", 3)
+
+
+def carriers(kind: Kind, num_ranks: int) -> Carriers:
+    """What carries each pair; mixed: a lane's two directions differ, and so do its neighbours."""
+    if kind == "mixed":
+        return {
+            (src, dst): STREAMS if (src - dst) % 3 == 1 else COLLECTIVE
+            for src, dst in uniform(num_ranks, COLLECTIVE)
+        }
+    return uniform(num_ranks, STREAMS if kind in ("streams", "staged") else COLLECTIVE)
 
 
 def emulated_links() -> dict[tuple[int, int], LinkShape]:
@@ -70,7 +83,8 @@ class RankProcesses:
         self, num_ranks: int, folder: Path, *, device: str = "cpu", checks_leaks: bool = True
     ) -> None:
         self._store = host_store("127.0.0.1", timeout_s=TIMEOUT_S)
-        make_credentials(folder / "streams")
+        (folder / "streams").mkdir()
+        issue(folder / "streams")
         self._logs = [folder / f"rank{rank}.stderr" for rank in range(num_ranks)]
         self._names = (f"body{number}" for number in itertools.count())
         context = multiprocessing.get_context("spawn")
@@ -85,19 +99,21 @@ class RankProcesses:
         for rank in range(num_ranks):
             assert self._result(rank, _READY) == (False, None)
 
-    def run(self, kind: Kind, num_ranks: int, body: Body) -> list[Any]:
+    def run(
+        self, kind: Kind, num_ranks: int, body: Body, *, timeout_s: float = 2 * TIMEOUT_S
+    ) -> list[Any]:
         """Runs a body on the first ranks, over a new transport."""
         name = next(self._names)
         for connection in self._connections[:num_ranks]:
             connection.send((kind, name, num_ranks, body))
-        results = [self._result(rank, name) for rank in range(num_ranks)]
+        results = [self._result(rank, name, timeout_s) for rank in range(num_ranks)]
         failures = [text for has_failed, text in results if has_failed]
         assert not failures, "\n".join(failures)
         return [value for _, value in results]
 
-    def _result(self, rank: int, name: str) -> tuple[bool, Any]:
+    def _result(self, rank: int, name: str, timeout_s: float = 2 * TIMEOUT_S) -> tuple[bool, Any]:
         """Whether a body has failed, and what it returned; a late answer to another is dropped."""
-        while self._connections[rank].poll(2 * TIMEOUT_S):
+        while self._connections[rank].poll(timeout_s):
             answered, has_failed, value = self._connections[rank].recv()
             if answered == name:
                 return has_failed, value
@@ -122,42 +138,28 @@ class _Rank:
 
     def run(self, store: TCPStore, kind: Kind, name: str, num_ranks: int, body: Body) -> Any:
         before = _held_by_process()
-        connect = self._streams if kind == "streams" else self._collective
-        transport = connect(store, name, num_ranks)
+        transport = self._connect(store, name, kind, num_ranks)
         if kind == "shaped":
             clock_dir = self.folder / name
             clock_dir.mkdir(exist_ok=True)
             transport = ShapedTransport(transport, links=emulated_links(), clock_dir=clock_dir)
+        if kind == "staged":
+            transport = StagedTransport(transport)
         result = run_body(transport, body)
         if self.checks_leaks and self.device == "cpu":  # CUDA itself keeps threads and files
             assert _is_back_to(before), "threads or files are left behind"
         return result
 
-    def _collective(self, store: TCPStore, name: str, num_ranks: int) -> Transport:
-        collective = CollectiveTransport(
-            store,
-            rank=self.rank,
+    def _connect(self, store: TCPStore, name: str, kind: Kind, num_ranks: int) -> Transport:
+        wiring = Wiring(
             num_ranks=num_ranks,
+            carriers=carriers(kind, num_ranks),
             lanes=[lane for lane in LANES if max(lane) < num_ranks],
-            device=torch.device(self.device),
             timeout_s=TIMEOUT_S,
+            secrets=RunSecrets.read(self.folder / "streams"),
             name=name,
         )
-        collective.warm(timeout_s=TIMEOUT_S)
-        return collective
-
-    def _streams(self, store: TCPStore, name: str, num_ranks: int) -> Transport:
-        door = Door("127.0.0.1")
-        return StreamsTransport(
-            door,
-            rank=self.rank,
-            addresses=exchange_addresses(
-                PrefixStore(name, store), door, rank=self.rank, num_ranks=num_ranks
-            ),
-            credentials=make_credentials(self.folder / "streams"),
-            num_streams=dict.fromkeys(LANES, 3),
-            timeout_s=TIMEOUT_S,
-        )
+        return connected(wiring, self.rank, store=store, device=torch.device(self.device))
 
 
 def _serve(rank: _Rank, port: int, log: Path, connection: Connection) -> None:

@@ -37,8 +37,12 @@ class CuttingProxy:
         while not self._is_closed:
             try:
                 near, _ = self._listener.accept()
+            except OSError:
+                continue
+            try:
                 far = socket.create_connection(self._target, timeout=10.0)
             except OSError:
+                near.close()
                 continue
             far.settimeout(None)
             limit = next(self._limits, None)

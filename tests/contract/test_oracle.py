@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from crosspipe_ray.columns import Parts
 from crosspipe_ray.engine.setup import assignments
-from crosspipe_ray.engine.transports import LoopbackHub
+from crosspipe_ray.engine.transports import LoopbackHub, MixedTransport
+from crosspipe_ray.engine.transports.streams import Credentials
 from crosspipe_ray.ops import WHOLE, Kind, Op, Part, op_code
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.schedule import Schedule, validate
@@ -30,6 +32,7 @@ from tests.contract.oracle import (
     train_rank,
 )
 from tests.contract.rank_processes import RankProcesses, run_body
+from tests.contract.stream_pairs import proxied
 
 TIMEOUT_S = 100
 
@@ -72,6 +75,45 @@ def test_gloo_equals_plain_pytorch(
 ) -> None:
     parts = rank_processes.run("plain", num_ranks, body(data, num_ranks, method))
     together(parts).assert_equals(reference)
+
+
+@pytest.mark.parametrize("num_ranks", NUM_RANKS[1:])
+def test_mixed_transports_equal_plain_pytorch(
+    rank_processes: RankProcesses, data: Path, reference: Outcome, num_ranks: int
+) -> None:
+    parts = rank_processes.run("mixed", num_ranks, body(data, num_ranks, "greedy"))
+    together(parts).assert_equals(reference)
+
+
+def test_many_mixed_steps_end_with_the_losses_of_a_single_transport(
+    rank_processes: RankProcesses, data: Path
+) -> None:
+    """A thousand by ``python -m tests.benchmarks.mixed_steps``."""
+    many = body(data, 4, "zb-h1", num_steps=200)
+    single, mixed = (together(rank_processes.run(kind, 4, many)) for kind in ("plain", "mixed"))
+    assert len(mixed.losses) == 200
+    mixed.assert_equals(single)
+
+
+def test_connections_that_die_in_a_run_change_nothing(
+    data: Path, reference: Outcome, credentials: Credentials
+) -> None:
+    """Forward over streams that are cut again and again, backward through memory."""
+    hub = LoopbackHub(2)
+    run = body(data, 2, "1f1b")
+    with (
+        proxied(credentials, repeat(10_000), num_streams=2) as (proxy, streams),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        mixed = [
+            MixedTransport(
+                {(0, 1): streams[rank], (1, 0): hub.transport(rank)}, rank=rank, num_ranks=2
+            )
+            for rank in range(2)
+        ]
+        futures = [pool.submit(run_body, transport, run) for transport in mixed]
+        together([future.result(TIMEOUT_S) for future in futures]).assert_equals(reference)
+        assert proxy.num_cuts >= 3
 
 
 def with_split_weights(made: Plan) -> Plan:

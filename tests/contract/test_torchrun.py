@@ -1,5 +1,6 @@
 """The engine without Ray: ``torchrun -m crosspipe_ray.engine`` rehearses and trains."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.problem import Problem
 from tests.contract.oracle import make_config, plain_pytorch, prepare_data
 
 TIMEOUT_S = 100
@@ -50,6 +52,38 @@ def test_trains_to_the_losses_of_plain_pytorch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     losses = [line.rsplit("loss ")[1] for line in done.stdout.splitlines()]
     assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
+
+
+def test_trains_over_streams_with_the_credentials_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare_data(tmp_path)
+    config = make_config(data, 2).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    over_streams = ["--set", "cluster.transport=streams", "--set", "cluster.num_streams=2"]
+    monkeypatch.delenv("CROSSPIPE_CREDENTIALS", raising=False)
+    refused = torchrun(tmp_path / "run.yaml", *over_streams)
+    assert refused.returncode != 0
+    assert "streams: CROSSPIPE_CREDENTIALS is not set" in refused.stderr
+    credentials = tmp_path / "credentials"
+    command = [sys.executable, "-m", "crosspipe_ray.engine.transports.streams", str(credentials)]
+    subprocess.run(command, check=True, timeout=TIMEOUT_S)
+    monkeypatch.setenv("CROSSPIPE_CREDENTIALS", str(credentials))
+    done = torchrun(tmp_path / "run.yaml", *over_streams)
+    assert done.returncode == 0, done.stderr
+    losses = [line.rsplit("loss ")[1] for line in done.stdout.splitlines()]
+    assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
+
+
+def test_object_store_is_refused_without_ray(plan_file: Path, tmp_path: Path) -> None:
+    content = json.loads(plan_file.read_text())
+    for link in content["problem"]["links"]:
+        link["transport"] = "object_store"
+    content["problem_sha256"] = Problem.model_validate(content["problem"]).sha256
+    (tmp_path / "objects.json").write_text(json.dumps(content))
+    done = torchrun(tmp_path / "objects.json")
+    assert done.returncode != 0
+    assert "rank 0: transport object_store needs Ray" in done.stderr
 
 
 def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from crosspipe_ray.engine.transports import (
     join_store,
 )
 from crosspipe_ray.errors import RunError
-from tests.contract.rank_processes import RankProcesses, emulated_links, run_body
+from tests.contract.rank_processes import Kind, RankProcesses, emulated_links, run_body
 from tests.contract.transport_contract import CHECKS, TIMEOUT_S, Body, Check, RunRanks
 
 
@@ -38,19 +38,15 @@ def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPro
     assert processes.stop() == "", "a transport writes to stderr"
 
 
-@pytest.fixture(params=["loopback", "shaped_loopback", "gloo", "shaped_gloo", "streams"])
+@pytest.fixture(params=["loopback", "shaped_loopback", *get_args(Kind)])
 def run_ranks(request: pytest.FixtureRequest, tmp_path: Path) -> RunRanks:
     match request.param:
         case "loopback":
             return partial(run_in_threads, None)
         case "shaped_loopback":
             return partial(run_in_threads, tmp_path)
-        case "gloo":
-            return partial(request.getfixturevalue("rank_processes").run, "plain")
-        case "streams":
-            return partial(request.getfixturevalue("rank_processes").run, "streams")
-        case _:
-            return partial(request.getfixturevalue("rank_processes").run, "shaped")
+        case kind:
+            return partial(request.getfixturevalue("rank_processes").run, kind)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

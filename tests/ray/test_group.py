@@ -12,10 +12,12 @@ import pytest
 import ray
 
 from crosspipe_ray.actors.cluster import check_labels, connected
-from crosspipe_ray.actors.group import StageGroup, stage_group
+from crosspipe_ray.actors.group import StageGroup, stage_group, started
+from crosspipe_ray.actors.stage import Host
+from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.errors import ClusterError, RunError
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lower
+from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
 
@@ -33,7 +35,7 @@ def rehearsing_group() -> Iterator[StageGroup]:
     made = small_plan()
     programs = lower(made.problem, made.timeline)
     with stage_group(REGIONS, label="region", timeout_s=TIMEOUT_S) as group:
-        group.connect("collective", programs, None)
+        group.connect(uniform(len(REGIONS), Carrier()), lanes(programs))
         group.rehearse(made.problem, programs)
         yield group
 
@@ -49,6 +51,27 @@ def test_a_rehearsal_runs_every_op_in_the_order_of_the_plan() -> None:
         [reports] = group.steps([0])
     for rank, report in enumerate(reports):
         assert [span.op for span in report.record.spans] == list(made.schedule.ranks[rank])
+
+
+class TwoClocks(StageGroup):
+    """Takes the regions of one host for two hosts."""
+
+    def hosts(self) -> list[Host]:
+        return [Host(region, 1, clock_id=region) for region in REGIONS]
+
+
+def test_clocks_of_other_hosts_are_looked_at_before_and_after_the_steps() -> None:
+    made = small_plan()
+    with started(TwoClocks, REGIONS, label="region", timeout_s=TIMEOUT_S) as group:
+        group.connect(uniform(len(REGIONS), Carrier()), lanes(lower(made.problem, made.timeline)))
+        before, after = group.look_at_clocks(), group.look_at_clocks()
+    assert list(before) == list(after) == [2, 3]
+    assert abs(after[2].offset_ns) <= after[2].error_ns < 0.1 * TIMEOUT_S * 1e9
+
+
+def test_ranks_on_one_host_have_one_clock() -> None:
+    with rehearsing_group() as group:
+        assert group.look_at_clocks() == {}
 
 
 def test_a_killed_rank_is_named_and_nothing_is_left() -> None:

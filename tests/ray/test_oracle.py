@@ -1,4 +1,4 @@
-"""The oracle on real actors: the same bits over both of their transports."""
+"""The oracle on real actors: the same bits over all of their transports, alone and mixed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from crosspipe_ray.actors.group import StageGroup, stage_group
-from crosspipe_ray.actors.stage import TransportKind
+from crosspipe_ray.carriers import Carrier, Carriers, uniform
 from crosspipe_ray.engine.training_rank import Assignment
+from crosspipe_ray.lowering import lanes
 from tests.contract.oracle import (
     METHODS,
     NUM_RANKS,
@@ -22,10 +23,10 @@ TIMEOUT_S = 60.0
 
 
 @contextmanager
-def wired_group(assigned: Sequence[Assignment], transport: TransportKind) -> Iterator[StageGroup]:
+def wired_group(assigned: Sequence[Assignment], carriers: Carriers) -> Iterator[StageGroup]:
     regions = [rank.cluster for rank in assigned[0].problem.ranks]
     with stage_group(regions, label="region", timeout_s=TIMEOUT_S) as group:
-        group.connect(transport, [assignment.program for assignment in assigned], None)
+        group.connect(carriers, lanes(assignment.program for assignment in assigned))
         yield group
 
 
@@ -41,7 +42,8 @@ def outcome(group: StageGroup, assigned: Sequence[Assignment]) -> Outcome:
 def test_object_store_equals_plain_pytorch(data: Path, reference: Outcome, num_ranks: int) -> None:
     """One group runs all methods: messages between actors need no lanes."""
     by_method = {method: make_assignments(data, num_ranks, method) for method in METHODS}
-    with wired_group(by_method["1f1b"], "object_store") as group:
+    by_objects = uniform(num_ranks, Carrier("object_store"))
+    with wired_group(by_method["1f1b"], by_objects) as group:
         for assigned in by_method.values():
             outcome(group, assigned).assert_equals(reference)
 
@@ -49,5 +51,21 @@ def test_object_store_equals_plain_pytorch(data: Path, reference: Outcome, num_r
 @pytest.mark.usefixtures("two_regions")
 def test_collective_between_actors_equals_plain_pytorch(data: Path, reference: Outcome) -> None:
     assigned = make_assignments(data, 4, "greedy")
-    with wired_group(assigned, "collective") as group:
+    with wired_group(assigned, uniform(4, Carrier())) as group:
+        outcome(group, assigned).assert_equals(reference)
+
+
+@pytest.mark.usefixtures("two_regions")
+def test_all_transports_mixed_equal_plain_pytorch(data: Path, reference: Outcome) -> None:
+    """Each direction of a link may have its own; each part of the cluster has some of each."""
+    assigned = make_assignments(data, 4, "greedy")
+    mixed = {
+        **uniform(4, Carrier("streams", 2)),
+        (0, 1): Carrier(),
+        (2, 3): Carrier(),
+        (3, 2): Carrier(),
+        (1, 0): Carrier("object_store"),
+        (2, 1): Carrier("object_store"),
+    }
+    with wired_group(assigned, mixed) as group:
         outcome(group, assigned).assert_equals(reference)

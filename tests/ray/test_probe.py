@@ -3,6 +3,7 @@
 import pytest
 
 from crosspipe_ray.actors.probe import ProbeRequest, probe
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.link_profile import LinkProfile
 from crosspipe_ray.problem import Link, Problem, Rank, Stage
@@ -31,20 +32,18 @@ def channels(profile: LinkProfile) -> dict[str, str | None]:
 def test_links_between_regions_are_found_again_over_each_transport() -> None:
     there = Link(src="us", dst="eu", latency_us=20_000, bandwidth_bytes_per_s=50e6)
     back = Link(src="eu", dst="us", latency_us=5_000, bandwidth_bytes_per_s=20e6)
+    carriers = (Carrier(), Carrier("object_store"), Carrier("streams", 2))
     seen: list[str] = []
     profile = probe(
         ProbeRequest(
             regions=("us", "us", "eu"),
+            carriers=carriers,
             settings=QUICK,
             emulated=emulated(("us", "eu"), there, back),
         ),
-        on_link=lambda link: seen.append(f"{link.transport} {link.name}"),
+        on_link=lambda link: seen.append(f"{link.carrier} {link.name}"),
     )
-    assert seen == [
-        f"{transport} {name}"
-        for transport in ("collective", "object_store")
-        for name in ("us->eu", "eu->us")
-    ]
+    assert seen == [f"{carrier} {name}" for carrier in carriers for name in ("us->eu", "eu->us")]
     assert [host.region for host in profile.hosts] == ["us", "eu"]
     for link in profile.links:
         true = there if link.src == "us" else back
@@ -65,7 +64,7 @@ def test_links_that_share_a_channel_are_found(two_regions: tuple[str, ...]) -> N
     profile = probe(
         ProbeRequest(
             regions=two_regions,
-            transports=("collective",),
+            carriers=(Carrier(),),
             all_pairs=True,
             settings=ProbeSettings(
                 sizes=(1, 128 * KIB), num_pings=3, num_repeats=2, train_bytes=1024 * KIB

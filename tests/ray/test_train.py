@@ -13,10 +13,12 @@ import ray
 import yaml
 from safetensors.torch import load_file
 
+from crosspipe_ray.config import load_config
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import write_plan
 from crosspipe_ray.planners.portfolio import plan
-from tests.contract.oracle import make_config, prepare_data
+from crosspipe_ray.run_profile import read_run_profile
+from tests.contract.oracle import make_config, make_plan, prepare_data
 
 pytestmark = pytest.mark.ray
 TIMEOUT_S = 100
@@ -25,7 +27,9 @@ FILES = {
     "config.yaml",
     "metrics.jsonl",
     "model.safetensors",
+    "next_profile.json",
     "plan.json",
+    "profile.json",
     "summary.md",
     "timeline.svg",
     "trace.json",
@@ -93,26 +97,72 @@ def test_a_run_leaves_everything_in_its_folder_and_nothing_else(folder: Path) ->
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [0, 1, 2]
     assert json.loads((run / "trace.json").read_text())["traceEvents"]
-    for figure in ("training loss", "held-out loss", "makespan", "bubble", "1F1B would take"):
+    assert read_run_profile(run / "profile.json").source == "profile"
+    assert read_run_profile(run).source == "run"
+    figures = ("training loss", "held-out loss", "profile", "makespan", "bubble", "1F1B would take")
+    for figure in figures:
         assert figure in done.stdout
         assert figure in (run / "summary.md").read_text()
 
 
-def test_a_saved_plan_gives_the_same_weights(folder: Path, address: str) -> None:
+def test_a_saved_plan_or_profile_gives_the_same_weights(folder: Path, address: str) -> None:
     before = runs(folder)
     assert train(folder, "--address", address).returncode == 0
     [first] = runs(folder) - before
-    again = train(folder, "--address", address, "--plan", str(first / "plan.json"))
+    weights = load_file(first / "model.safetensors")
+    for options in (["--plan", str(first / "plan.json")], ["--profile", str(first)]):
+        others = runs(folder)
+        again = train(folder, "--address", address, *options)
+        assert again.returncode == 0, again.stderr
+        assert "profiling" not in again.stdout
+        [second] = runs(folder) - others
+        same = load_file(second / "model.safetensors")
+        assert weights.keys() == same.keys()
+        assert all(bool((weights[name] == same[name]).all()) for name in weights)
+    # The second run was planned by what the first has left, and by nothing of its own.
+    used, left = (read_run_profile(file) for file in (second / "profile.json", first))
+    assert (used.source, used.problem.layers) == ("run", left.problem.layers)
+
+
+def test_a_codec_is_named_and_a_saved_plan_gives_the_same_weights(
+    folder: Path, address: str
+) -> None:
+    before = runs(folder)
+    links = "cluster.links=[{src: us, dst: eu, latency_us: 2000, codec: int8}]"
+    options = ("--address", address, "--set", links)
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "int8: numerics change" in done.stdout
+    [first] = runs(folder) - before
+    assert "int8: numerics change" in (first / "summary.md").read_text()
+    again = train(folder, *options, "--plan", str(first / "plan.json"))
     assert again.returncode == 0, again.stderr
     [second] = runs(folder) - before - {first}
     weights, same = (load_file(run / "model.safetensors") for run in (first, second))
-    assert weights.keys() == same.keys()
     assert all(bool((weights[name] == same[name]).all()) for name in weights)
+
+
+def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address: str) -> None:
+    before = runs(folder)
+    assert train(folder, "--address", address).returncode == 0
+    [first] = runs(folder) - before
+    link = "{src: us, dst: eu, latency_us: 2000, transport: streams, num_streams: 2}"
+    options = ["--address", address, "--set", f"cluster.links=[{link}]"]
+    done = train(folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "us->eu streams x 2, eu->us streams x 2" in done.stdout
+    assert "connecting the ranks (collective, streams x 2)" in done.stdout
+    [second] = runs(folder) - before - {first}
+    weights, same = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(bool((weights[name] == same[name]).all()) for name in weights)
+    for file in second.iterdir():
+        assert b"PRIVATE KEY" not in file.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "cluster.transport=auto"], "'auto' for us->eu chooses by measured links"),
         (["--set", "model.num_layers=1"], "cluster.regions: 4 ranks need as many stages"),
         (["--set", "training.batch_size=9"], "batch_size 9 is not divisible by num_microbatches 4"),
         (["--set", "data.path=/nowhere"], "crosspipe data prepare"),
@@ -123,6 +173,8 @@ def test_a_saved_plan_gives_the_same_weights(folder: Path, address: str) -> None
             ["--set", "model.tie_embeddings=true", "--set", "planner.placement=loop"],
             "tie_embeddings",
         ),
+        (["--profile", "/nowhere"], "/nowhere: No such file"),
+        (["--profile", "a", "--plan", "b"], "--profile: a plan is made from it"),
         (["--address", "127.0.0.1:1"], "nothing answers there"),
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",
@@ -147,6 +199,18 @@ def test_a_plan_for_another_run_is_refused(folder: Path, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "the plan is for another run: its num_microbatches 6, the config's 4" in done.stderr
     assert runs(folder) == before
+
+
+def test_a_plan_over_another_transport_than_asked_for_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Nothing goes over plain TCP that was to be encrypted."""
+    file = tmp_path / "plan.json"
+    write_plan(make_plan(load_config(folder / "run.yaml"), "1f1b"), file)
+    done = train(folder, "--plan", str(file), "--set", "cluster.transport=streams")
+    assert done.returncode == 2
+    expected = "the plan sends over collective from us to eu, the config asks for streams; set"
+    assert expected in done.stderr
 
 
 def test_a_region_without_a_node_is_refused(folder: Path, address: str) -> None:

@@ -35,6 +35,12 @@ PLACEMENTS = (
     (1, 0, 0, 1, 0),
     (0, 1, 0, 2, 1),
 )
+CODECS = (
+    None,
+    None,
+    {"kind": "bf16", "encode_bytes_per_s": 4e9, "decode_bytes_per_s": 8e9},
+    {"kind": "int8", "encode_bytes_per_s": 2e9},
+)
 
 
 def problem_data(
@@ -174,6 +180,7 @@ def _links(draw: st.DrawFn, num_ranks: int) -> list[dict[str, Any]]:
             **link(src, dst, draw(st.integers(0, 6)), draw(st.integers(0, 3))),
             "channel": draw(channels),
             "message_overhead_us": draw(st.sampled_from((0, 0, 0.25))),
+            "codec": draw(st.sampled_from(CODECS)),
         }
         for src, dst in chosen
     ]
@@ -185,4 +192,5 @@ def _cluster_links(draw: st.DrawFn, clusters: set[str]) -> list[dict[str, Any]]:
         return []
     there = link("us", "eu", draw(st.integers(0, 6)), draw(st.integers(0, 3)))
     back = link("eu", "us", draw(st.integers(0, 6)), draw(st.integers(0, 3)))
+    back["codec"] = draw(st.sampled_from(CODECS))
     return [{**there, "channel": draw(st.sampled_from((None, "per_pair")))}, back]

@@ -62,14 +62,44 @@ class _View:
             "B": ["backward_input_us", "backward_weight_us"],
         }[key[1]]
         overhead = self.problem["ranks"][stage["rank"]].get("op_overhead_us", 0)
-        whole = _ns(sum(stage[part] for part in parts) + overhead)
+        whole = _ns(sum(stage[part] for part in parts) + overhead) + self.codec_time(key)
         return _ns(overhead) + _share(whole - _ns(overhead), share)
 
-    def message_bytes(self, stage: int, kind: str) -> int:
+    def codec_time(self, key: Key) -> int:
+        """What an op spends on decoding its input and encoding its output."""
+        stage, kind, _ = key
+        if kind == "W":
+            return 0
+        step, send = (1, "SEND_F") if kind == "F" else (-1, "SEND_B")
+        decoding = self._coding(stage - step, stage, send, "decode_bytes_per_s")
+        return decoding + self._coding(stage, stage + step, send, "encode_bytes_per_s")
+
+    def _coding(self, src: int, dst: int, send: str, rate: str) -> int:
+        if min(src, dst) < 0 or max(src, dst) >= len(self.stages):
+            return 0
+        plain = self.plain_bytes(src, send)
+        codec = (self.link(self.rank(src), self.rank(dst)) or {}).get("codec") or {}
+        if self.message_bytes(src, send) == plain or not codec.get(rate):
+            return 0
+        return round(plain * 1e9 / float(codec[rate]))
+
+    def plain_bytes(self, stage: int, kind: str) -> int:
         if kind == "SEND_F":
             return int(self.stages[stage].get("output_bytes", 0))
         own = self.stages[stage].get("input_gradient_bytes")
         return int(self.stages[stage - 1].get("output_bytes", 0) if own is None else own)
+
+    def message_bytes(self, stage: int, kind: str) -> int:
+        """Codecs are for 1024 bytes and more: bf16 has 2 per value, int8 1 and 4 per 256."""
+        plain = self.plain_bytes(stage, kind)
+        receiver = self.rank(stage + (1 if kind == "SEND_F" else -1))
+        codec = (self.link(self.rank(stage), receiver) or {}).get("codec")
+        if not codec or plain < 1024:
+            return plain
+        num_values = -(-plain // int(codec.get("element_bytes", 4)))
+        if codec["kind"] == "int8":
+            return num_values + 4 * -(-num_values // 256)
+        return min(plain, 2 * num_values)
 
     def link(self, src: int, dst: int) -> Json | None:
         """The link between two ranks, or else the one between their clusters."""

@@ -7,10 +7,12 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.link_estimate import measured_link
 from crosspipe_ray.link_fit import Exchange
 from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink
 
+COLLECTIVE = Carrier()
 SIZES = (1, 1024, 16 * 1024, 128 * 1024, 1024 * 1024, 8 * 1024 * 1024)
 
 
@@ -52,10 +54,15 @@ class TrueLink:
 
 
 def measured(
-    link: TrueLink, *, src: int | str = "us", dst: int | str = "eu", clocks_agree: bool = True
+    link: TrueLink,
+    *,
+    src: int | str = "us",
+    dst: int | str = "eu",
+    clocks_agree: bool = True,
+    carrier: Carrier = COLLECTIVE,
 ) -> MeasuredLink:
     return measured_link(
-        link.exchanges(), src=src, dst=dst, transport="collective", has_common_clock=clocks_agree
+        link.exchanges(), src=src, dst=dst, carrier=carrier, has_common_clock=clocks_agree
     )
 
 

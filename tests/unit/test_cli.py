@@ -77,6 +77,18 @@ def test_plan_simulate_show_export(crosspipe: Command, plan_file: str) -> None:
     assert "makespan 21.000 ms" in crosspipe("simulate", "p.json", "--schedule", "plan.csv")
 
 
+def test_show_names_the_transport_of_each_link(crosspipe: Command, problem_file: str) -> None:
+    link = {"src": "us", "dst": "eu", "transport": "streams", "streams": 4}
+    edit(problem_file, links=[link, {"src": "eu", "dst": "us", "transport": "collective"}])
+    crosspipe("plan", problem_file, "--method", "1f1b", "-o", "plan.json")
+    shown = crosspipe("show", "plan.json").splitlines()
+    assert shown[-2:] == ["link us->eu: streams x 4", "link eu->us: collective"]
+    edit(problem_file, links=[link | {"transport": "stream"}])
+    code, message = crosspipe.fails("plan", problem_file)
+    assert (code, message.count("\n")) == (2, 1)
+    assert "links.0.transport: input should be 'collective', 'object_store' or 'strea" in message
+
+
 def test_auto_shows_what_it_tried_and_takes_the_shortest(
     crosspipe: Command, problem_file: str
 ) -> None:
@@ -225,6 +237,11 @@ def test_a_rehearsal_needs_a_good_plan_before_anything_starts(
     edit(plan_file, makespan_us=1.0)
     code, message = crosspipe.fails("rehearse", plan_file)
     assert (code, "makespan_us is 1.000, but its ops take" in message) == (2, True)
+
+
+def test_only_real_links_are_corrected(crosspipe: Command, plan_file: str) -> None:
+    code, message = crosspipe.fails("rehearse", plan_file, "--corrected", "problem.json")
+    assert (code, "rehearse with --no-emulate-links" in message) == (2, True)
 
 
 def test_help_and_planning_import_neither_torch_nor_ray(problem_file: str) -> None:

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from crosspipe_ray.carriers import Carrier, Wish
 from crosspipe_ray.config import Config, dump_config, load_config
 from crosspipe_ray.errors import ConfigError
 
@@ -47,6 +49,25 @@ def test_derived_sizes(path: Path) -> None:
     config = load_config(path)
     assert config.training.microbatch_size == 2
     assert config.model.num_pipeline_layers == 6
+
+
+def test_a_codec_that_saves_nothing_is_refused(path: Path) -> None:
+    links = "cluster.links=[{src: us, dst: eu, codec: bf16}]"
+    message = complaint(path, links, "training.dtype=bfloat16")
+    assert "cluster.links.0.codec: bf16 saves nothing" in message
+    assert load_config(path, overrides=[links]).cluster.links[0].codec == "bf16"
+
+
+def test_links_may_differ_from_the_cluster_in_transport_and_streams(path: Path) -> None:
+    links = [{"src": "us", "dst": "eu", "both_ways": False, "transport": "streams"}]
+    cluster = load_config(
+        path, overrides=["cluster.num_streams=4", f"cluster.links={json.dumps(links)}"]
+    ).cluster
+    assert cluster.wish("us", "eu") == Wish("streams", 4)
+    assert cluster.wish("eu", "us") == Wish("collective", 4)
+    assert cluster.wish("us", "us") == Wish("collective", 4)
+    assert cluster.wish("us", "eu").unmeasured == Carrier("streams", 4)
+    assert cluster.wish("eu", "us").unmeasured == Carrier()
 
 
 def test_dump_reads_back(path: Path) -> None:
@@ -100,6 +121,12 @@ def test_override_that_is_no_yaml(path: Path) -> None:
         ("cluster.regions=[{name: us, num_ranks: 1}, {name: us, num_ranks: 1}]", "must differ"),
         ("model.num_kv_heads=3", "num_heads must be a multiple of num_kv_heads"),
         ("model.hidden_size=34", "hidden_size must be num_heads times an even head size"),
+        ("cluster.transport=pigeons", "cluster.transport: input should be 'auto', 'collective',"),
+        ("cluster.num_streams=65", "cluster.num_streams: input should be less than or equal to 64"),
+        (
+            "cluster.links=[{src: us, dst: eu, num_stream: 2}]",
+            "cluster.links.0.num_stream: unknown field; did you mean 'num_streams'?",
+        ),
         ("planner.time_limit_s=.inf", "planner.time_limit_s: input should be a finite number"),
     ],
 )

@@ -120,31 +120,3 @@ def test_a_broken_profile_is_one_line(tmp_path: Path, text: str, complaint: str)
     path.write_text(text)
     with pytest.raises(InputError, match=complaint):
         read_link_profile(path)
-
-
-def test_a_profile_must_know_every_pair_of_regions() -> None:
-    profile = profile_of(measured(TrueLink()))
-    with pytest.raises(InputError, match=r"no measured link eu->us over collective"):
-        profile.links_for(["us", "eu"], transport="collective")
-
-
-def test_links_of_other_transports_and_regions_are_left_out() -> None:
-    both = [measured(TrueLink(), src=src, dst=dst) for src, dst in (("us", "eu"), ("eu", "us"))]
-    moon = measured(TrueLink(), src="us", dst="moon")
-    other = both[0].model_copy(update={"transport": "object_store"})
-    links = profile_of(*both, moon, other).links_for(["us", "eu"], transport="collective")
-    assert [(link.src, link.dst) for link in links] == [("us", "eu"), ("eu", "us")]
-
-
-def test_pairs_of_ranks_stand_for_their_regions() -> None:
-    regions = ("us", "eu", "eu")
-    pairs = [(0, 1), (1, 0), (0, 2), (2, 0)]
-    links = [measured(TrueLink(), src=src, dst=dst) for src, dst in pairs]
-    profile = profile_of(*links, regions=regions)
-    assert len(profile.links_for(regions, transport="collective")) == 4
-    with pytest.raises(InputError, match="no measured link us->eu"):
-        profile_of(*links[1:], regions=regions).links_for(regions, transport="collective")
-    with pytest.raises(
-        InputError, match="between ranks in us, eu, eu, the run's are in eu, eu, us"
-    ):
-        profile.links_for(["eu", "eu", "us"], transport="collective")

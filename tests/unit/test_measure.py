@@ -78,7 +78,18 @@ def test_layers_of_a_decoder() -> None:
     for costs in (embedding, block, head):
         assert costs.forward_us > 0
         assert costs.backward_input_us > 0
-        assert costs.dispersion >= 0
+        assert min(costs.dispersion) >= 0
+        assert costs.op_overhead_us == block.op_overhead_us
+    assert 0 <= block.op_overhead_us < block.forward_us + block.backward_input_us
+
+
+def test_codecs_are_measured_where_they_are_asked_for() -> None:
+    costs = profile_layers(
+        CONFIG, microbatch_size=2, sequence_length=16, num_microbatches=2, codecs=("bf16", "int8")
+    )
+    for layer in costs:
+        assert [rates.kind for rates in layer.codecs] == ["bf16", "int8"]
+        assert all(r.encode_bytes_per_s > 0 and r.decode_bytes_per_s > 0 for r in layer.codecs)
 
 
 def test_costs_of_layers_add_up_to_those_of_a_stage() -> None:

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.cli.app import app, main
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.planning import link_profile_of, problem_of
 from crosspipe_ray.errors import InputError
+from crosspipe_ray.link_choice import named_carriers
 from crosspipe_ray.link_profile import LinkProfile, write_link_profile
 from tests.unit.synthetic_links import TrueLink, measured, profile_of
 from tests.unit.test_config import config_data
 
-COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0, 0.0)
+COSTS = LayerCosts(1.0, 1.0, 1.0, 10, 0, 1024 * 1024, 0, 0)
 
 
 def complaint(
@@ -84,6 +86,23 @@ def test_links_beyond_their_limit_are_refused_unless_told(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="measured 200 h ago"):
         link_profile_of(config(path))
     assert link_profile_of(config(path, allow_old=True))
+
+
+def test_auto_needs_measured_links() -> None:
+    data = config_data()
+    data["cluster"]["transport"] = "auto"
+    with pytest.raises(InputError, match=r"cluster\.transport: 'auto' for us->eu chooses by"):
+        link_profile_of(Config.model_validate(data))
+    data["cluster"]["links"][0]["transport"] = "streams"
+    assert link_profile_of(Config.model_validate(data)) is None
+
+
+def test_configured_links_name_their_transport() -> None:
+    data = config_data()
+    data["cluster"]["links"][0] |= {"transport": "streams", "num_streams": 3}
+    problem = problem_of(Config.model_validate(data), [[COSTS] * 3] * 3)
+    streams = Carrier("streams", 3)
+    assert named_carriers(problem) == {"us->eu": streams, "eu->us": streams}
 
 
 def test_links_of_another_cluster_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
+from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.planners.portfolio import plan
-from crosspipe_ray.report.prediction import predictions, predictions_markdown
+from crosspipe_ray.report.prediction import predictions, predictions_markdown, rehearsal_markdown
 from crosspipe_ray.simulate import simulate
 
 CLUSTERS = ("us", "us", "eu", "eu")
@@ -22,6 +23,15 @@ def test_slower_links_show_in_messages_and_makespan_only() -> None:
     assert errors["message", "us -> eu"] == 1500 / 3000 - 1
     assert errors["makespan", ""] < 0
     assert errors["op", "B"] == errors["rank", "0 busy"] == 0.0
+
+
+def test_a_rehearsal_on_several_clocks_says_so() -> None:
+    made = plan(generate(RECIPE), method="zb-h1")
+    table = rehearsal_markdown(made, [made.timeline], {})
+    clock = HostClock(at_ns=0, offset_ns=5_000_000)
+    both = rehearsal_markdown(made, [made.timeline], {2: clock, 3: clock})
+    assert both.startswith(table)
+    assert "| 2, 3 | +5.000 ms |" in both.removeprefix(table)
 
 
 def test_the_table_has_a_line_for_each_figure() -> None:

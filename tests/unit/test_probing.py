@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.engine.probing import LaneEnd, ProbeSettings, answer, ask, measure_lane, release
 from crosspipe_ray.engine.transports import (
     LinkShape,
@@ -54,9 +55,7 @@ def probe(shape: LinkShape, back: LinkShape | None = None) -> MeasuredLink:
         answered = pool.submit(answer, sender)
         exchanges = measure_lane(receiver, QUICK)
         answered.result(30)
-    return measured_link(
-        exchanges, src="us", dst="eu", transport="collective", has_common_clock=True
-    )
+    return measured_link(exchanges, src="us", dst="eu", carrier=Carrier(), has_common_clock=True)
 
 
 def wan(

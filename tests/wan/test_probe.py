@@ -16,12 +16,13 @@ TIMEOUT_S = 100.0
 PROBE = """
 from crosspipe_ray.actors.cluster import connected
 from crosspipe_ray.actors.probe import ProbeRequest, probe, regions_of_cluster
+from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.engine.probing import ProbeSettings
 
 settings = ProbeSettings(sizes=(1, 2**14, 2**18, 2**20), num_pings=15, num_repeats=5)
 with connected("auto"):
     regions = regions_of_cluster("region")
-    request = ProbeRequest(regions=regions, transports=("collective",), settings=settings)
+    request = ProbeRequest(regions=regions, carriers=(Carrier(),), settings=settings)
     print(probe(request).model_dump_json())
 """
 

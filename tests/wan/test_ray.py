@@ -10,6 +10,7 @@ import pytest
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import plan_json
 from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.problem import read_problem
 from crosspipe_ray.testing.wan import Wan, emulated_wan, mesh
 from tests.wan.leftovers import assert_nothing_is_left
 
@@ -39,7 +40,11 @@ def test_a_plan_rehearsed_over_the_wan_takes_at_least_as_long_as_planned(
     made = plan(generate(recipe), method="greedy")
     file.write_text(json.dumps(plan_json(made)))
     assert ray_regions.ray_address is not None
-    arguments = ("--address", ray_regions.ray_address, "--no-emulate-links", "--steps", "3")
+    better = tmp_path / "problem.json"
+    arguments = [
+        *("--address", ray_regions.ray_address, "--no-emulate-links"),
+        *("--steps", "3", "--corrected", str(better)),
+    ]
     done = ray_regions.run(
         "us",
         [sys.executable, "-m", "crosspipe_ray", "rehearse", str(file), *arguments],
@@ -49,6 +54,8 @@ def test_a_plan_rehearsed_over_the_wan_takes_at_least_as_long_as_planned(
     measured_ms = [float(each) for each in re.findall(r"measured ([\d.]+) ms", done.stdout)]
     assert len(measured_ms) == 3
     assert min(measured_ms) >= 0.99 * made.timeline.makespan_ns * 1e-6
+    links = read_problem(better).links
+    assert all(19_900 < link.latency_us < 30_000 for link in links)
     assert ray_regions.report()[0].num_bytes > 3 * 4 * 100_000
 
 

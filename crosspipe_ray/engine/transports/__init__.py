@@ -11,7 +11,9 @@ from crosspipe_ray.engine.transports.base import (
 from crosspipe_ray.engine.transports.collective import CollectiveTransport
 from crosspipe_ray.engine.transports.communicators import host_store, join_store
 from crosspipe_ray.engine.transports.loopback import LoopbackHub, LoopbackTransport
+from crosspipe_ray.engine.transports.mixed import MixedTransport
 from crosspipe_ray.engine.transports.shaped import LinkShape, ShapedTransport
+from crosspipe_ray.engine.transports.staged import StagedTransport
 
 __all__ = [
     "CollectiveTransport",
@@ -21,7 +23,9 @@ __all__ = [
     "LinkShape",
     "LoopbackHub",
     "LoopbackTransport",
+    "MixedTransport",
     "ShapedTransport",
+    "StagedTransport",
     "Transport",
     "TransportTimeout",
     "Window",

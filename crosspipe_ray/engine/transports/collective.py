@@ -39,11 +39,13 @@ class CollectiveTransport(Transport):
         rank: of this process.
         num_ranks: of the whole run.
         lanes: directed pairs (src, dst) that get a communicator of their own; the same list on all
-            ranks. All other pairs share one, for tensors on the CPU.
+            ranks. All other pairs of ``members`` share one, for tensors on the CPU.
         device: of the tensors in the lanes; those on the CPU travel over gloo in any case.
         timeout_s: longest time to connect to a peer.
         backend: default: the one for the device.
         name: the same on all ranks, and another one for each transport made with this store.
+        members: ranks that share a communicator, this one among them and the same list on each of
+            them; default: all.
 
     Raises:
         RunError: a peer did not connect in time.
@@ -60,6 +62,7 @@ class CollectiveTransport(Transport):
         timeout_s: float,
         backend: Backend | None = None,
         name: str = "transport",
+        members: Sequence[int] | None = None,
     ) -> None:
         self.rank = rank
         self.num_ranks = num_ranks
@@ -72,11 +75,19 @@ class CollectiveTransport(Transport):
         self._lanes: dict[tuple[int, int, Backend], _Lane] = {}
         self._backend: Backend = backend or ("nccl" if device.type == "cuda" else "gloo")
         self._listed = [pair for pair in dict.fromkeys(lanes) if rank in pair]
-        self._communicators = [self._connect("all ranks", "gloo", rank, num_ranks)]
+        self._members = list(range(num_ranks) if members is None else members)
+        self._communicators = [self._connect_members()] if len(self._members) > 1 else []
+        self._own: dict[tuple[int, int], Communicator] = {}
         # In the order of the list on all ranks, so that no two wait for each other.
         for src, dst in self._listed:
             lane = self._connect(f"{src}->{dst}", self._backend, int(rank == dst), 2)
             self._communicators.append(lane)
+            self._own[src, dst] = lane
+
+    def _connect_members(self) -> Communicator:
+        size = len(self._members)
+        name = f"ranks {self._members}" if size < self.num_ranks else "all ranks"
+        return self._connect(name, "gloo", self._members.index(self.rank), size)
 
     def _connect(self, name: str, backend: Backend, rank: int, size: int) -> Communicator:
         store = PrefixStore(f"{self._name}/{name}", self._store)
@@ -143,12 +154,11 @@ class CollectiveTransport(Transport):
         return self._lanes[key]
 
     def _new_lane(self, src: int, dst: int, backend: Backend) -> _Lane:
-        shared, *own = self._communicators
         name = f"transport {src}->{dst} {backend}"
-        if backend == self._backend and (src, dst) in self._listed:
-            index = self._listed.index((src, dst))
-            return _Lane(name, own[index], peer=int(src == self.rank))
-        return _Lane(name, shared, peer=dst if src == self.rank else src)
+        if backend == self._backend and (src, dst) in self._own:
+            return _Lane(name, self._own[src, dst], peer=int(src == self.rank))
+        peer = self._members.index(dst if src == self.rank else src)
+        return _Lane(name, self._communicators[0], peer=peer)
 
     def abort(self, reason: str) -> None:
         """As ``Transport.abort``. The peers notice at once."""
@@ -174,6 +184,7 @@ class CollectiveTransport(Transport):
             for communicator in self._communicators:
                 communicator.close()
             self._lanes.clear()
+            self._own.clear()
             self._communicators.clear()
 
 

@@ -138,7 +138,7 @@ class GlooCommunicator(Communicator):
         if interfaces:
             options._devices = [gloo.create_device(interface=one) for one in interfaces.split(",")]
         else:
-            options._devices = [gloo.create_device(hostname=_address_towards(host))]
+            options._devices = [gloo.create_device(hostname=address_towards(host))]
         self.group = gloo(store, rank, size, options)
         self._peers = [peer for peer in range(size) if peer != rank]
 
@@ -206,7 +206,7 @@ class NcclCommunicator(Communicator):
         del self.group
 
 
-def _address_towards(host: str) -> str:
+def address_towards(host: str) -> str:
     """The address of this machine that packets to a host leave from; nothing is sent."""
     family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:

@@ -149,6 +149,8 @@ class _Receive:
     into: memoryview
     tag: int
     num_missing: int
+    num_unconfirmed: int
+    is_complete: bool = False
 
 
 class ReceivingLane:
@@ -166,7 +168,7 @@ class ReceivingLane:
             if self.error is not None:
                 handle.finish(RunError(f"{handle.name}: {self.error}"))
                 return
-            self._receives[self._num_posted] = _Receive(handle, into, tag, len(into))
+            self._receives[self._num_posted] = _Receive(handle, into, tag, len(into), len(into))
             self._num_posted += 1
             self.changed.notify_all()
 
@@ -190,13 +192,25 @@ class ReceivingLane:
         return receive.into[chunk.offset : chunk.offset + chunk.size]
 
     def land(self, chunk: Chunk) -> None:
-        """A chunk is in its place; with the last one the message is done."""
+        """A chunk is in its place; once all of a message are, a failure leaves it alone."""
+        with self.changed:
+            receive = self._receives.get(chunk.sequence)
+            if receive is not None:  # else it has failed in the meantime
+                receive.num_missing -= chunk.size
+                receive.is_complete = receive.num_missing == 0
+
+    def confirm(self, chunk: Chunk) -> None:
+        """The sender has been told of a chunk; with the last one the message is done.
+
+        Told first, since a rank may leave as soon as its last message is done. That is no reason
+        for it to fail: the sender, too, may leave once it has been told.
+        """
         with self.changed:
             receive = self._receives.get(chunk.sequence)
             if receive is None:  # failed in the meantime
                 return
-            receive.num_missing -= chunk.size
-            if receive.num_missing == 0:
+            receive.num_unconfirmed -= chunk.size
+            if receive.num_unconfirmed == 0:
                 del self._receives[chunk.sequence]
                 receive.handle.finish()
 
@@ -204,7 +218,10 @@ class ReceivingLane:
         """Ends this lane: its receives, and those to come."""
         with self.changed:
             self.error = self.error or reason
-            receives, self._receives = self._receives, {}
+            failed = [each for each in self._receives.values() if not each.is_complete]
+            self._receives = {
+                sequence: each for sequence, each in self._receives.items() if each.is_complete
+            }
             self.changed.notify_all()
-        for receive in receives.values():
+        for receive in failed:
             receive.handle.finish(RunError(f"{receive.handle.name}: {self.error}"))

@@ -141,11 +141,11 @@ class ReceivingStream:
             return False
         connection.receive_into(into)
         self._num_chunks += 1
+        self._lane.land(chunk)
         try:
-            # First the ack, so that a rank that leaves after its last message has confirmed it.
             connection.send(Ack(self._num_chunks))
         finally:
-            self._lane.land(chunk)
+            self._lane.confirm(chunk)
         return True
 
     def _await_receive(self, chunk: Chunk) -> memoryview | None:

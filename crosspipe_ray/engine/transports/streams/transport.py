@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import torch
 from torch.distributed.distributed_c10d import Store
 
+from crosspipe_ray.carriers import MAX_STREAMS
 from crosspipe_ray.engine.transports.base import Handle, HandleBook, Transport
 from crosspipe_ray.engine.transports.streams.connection import (
     Address,
@@ -23,7 +25,6 @@ from crosspipe_ray.engine.transports.streams.receiving import ReceivingStream
 from crosspipe_ray.engine.transports.streams.sending import SendingStream
 from crosspipe_ray.engine.transports.streams.wire import (
     MAX_MESSAGE_BYTES,
-    MAX_STREAMS,
     MAX_TAG,
     Hello,
     WireError,
@@ -44,7 +45,8 @@ class StreamsTransport(Transport):
         door: of this rank; belongs to the transport from now on.
         addresses: of all ranks' doors, by rank.
         credentials: of this rank.
-        num_streams: per lane (src, dst), the same on all ranks; one for those that are not named.
+        num_streams: per lane (src, dst), the same on all ranks.
+        others: lanes that are connected besides, by one stream; default: all.
         timeout_s: longest time to connect to all ranks.
         resume_s: longest time that a lost connection may take to come back.
 
@@ -62,6 +64,7 @@ class StreamsTransport(Transport):
         addresses: Sequence[Address],
         credentials: Credentials,
         num_streams: Mapping[tuple[int, int], int],
+        others: Collection[tuple[int, int]] | None = None,
         timeout_s: float,
         resume_s: float = 10.0,
     ) -> None:
@@ -76,23 +79,25 @@ class StreamsTransport(Transport):
         self._receiving: dict[int, ReceivingLane] = {}
         self._senders: list[SendingStream] = []
         self._receivers: dict[Place, ReceivingStream] = {}
-        for peer, address in enumerate(addresses):
-            if peer == rank:
-                continue
-            self._sending[peer] = SendingLane(num_streams.get((rank, peer), 1))
-            self._receiving[peer] = ReceivingLane()
-            for lane in ((rank, peer), (peer, rank)):
+        unnamed = permutations(range(self.num_ranks), 2) if others is None else others
+        for src, dst in dict.fromkeys([*num_streams, *unnamed]):
+            if rank in (src, dst):
                 route = Route(
-                    *lane,
-                    num_streams=num_streams.get(lane, 1),
-                    address=address,
+                    src,
+                    dst,
+                    num_streams=num_streams.get((src, dst), 1),
+                    address=addresses[dst if src == rank else src],
                     connect_s=timeout_s,
                     resume_s=resume_s,
                 )
-                self._add_streams(route, credentials)
+                self._add_lane(route, credentials)
         self._connect(credentials, time.monotonic() + timeout_s)
 
-    def _add_streams(self, first: Route, credentials: Credentials) -> None:
+    def _add_lane(self, first: Route, credentials: Credentials) -> None:
+        if first.src == self.rank:
+            self._sending[first.dst] = SendingLane(first.num_streams)
+        else:
+            self._receiving[first.src] = ReceivingLane()
         for number in range(first.num_streams):
             route = replace(first, stream=number)
             if route.src == self.rank:
@@ -190,8 +195,14 @@ def exchange_addresses(store: Store, door: Door, *, rank: int, num_ranks: int) -
         door: of this rank.
         rank: of this end.
         num_ranks: of the whole run.
+
+    Raises:
+        RunError: a rank did not come within the store's timeout.
     """
     host, port = door.address
-    store.set(f"door {rank}", f"{host} {port}")
-    texts = [store.get(f"door {peer}").decode().split(" ") for peer in range(num_ranks)]
+    try:
+        store.set(f"door {rank}", f"{host} {port}")
+        texts = [store.get(f"door {peer}").decode().split(" ") for peer in range(num_ranks)]
+    except RuntimeError as error:
+        raise RunError(f"streams: a rank's address is missing: {error}") from None
     return [(host, int(port)) for host, port in texts]

@@ -17,13 +17,13 @@ import secrets
 import struct
 from typing import NamedTuple, TypeVar
 
+from crosspipe_ray.carriers import MAX_STREAMS
 from crosspipe_ray.errors import RunError
 
 MAGIC = b"XPST"
 VERSION = 1
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 MAX_MESSAGE_BYTES = 2**40
-MAX_STREAMS = 64
 MAX_TAG = 2**64 - 1
 NONCE_BYTES = 32
 MAC_BYTES = 16

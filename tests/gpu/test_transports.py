@@ -25,7 +25,7 @@ def rank_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPro
     processes.stop()
 
 
-@pytest.mark.parametrize("kind", ["plain", "shaped"])
+@pytest.mark.parametrize("kind", ["plain", "shaped", "streams", "mixed"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_two_ranks_on_one_gpu_keep_the_contract(
     rank_processes: RankProcesses, check: contract.Check, kind: Kind

@@ -1,0 +1,78 @@
+"""What stops a rank from being wired, and that nothing of it is left then."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crosspipe_ray.carriers import Carrier, uniform
+from crosspipe_ray.engine.transports import host_store
+from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.wiring import Wiring, connected
+from crosspipe_ray.errors import ConfigError, CrosspipeError, RunError
+
+CPU = torch.device("cpu")
+
+
+def wiring(transport: Carrier, *, timeout_s: float = 0.5) -> Wiring:
+    return Wiring(num_ranks=2, carriers=uniform(2, transport), lanes=[(0, 1)], timeout_s=timeout_s)
+
+
+def failure(tried: Wiring) -> CrosspipeError:
+    store = host_store("127.0.0.1", timeout_s=tried.timeout_s)
+    with pytest.raises(CrosspipeError) as caught:
+        connected(tried, 0, store=store, device=CPU)
+    assert [each.name for each in threading.enumerate() if "transport" in each.name] == []
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_objects_need_ray() -> None:
+    error = failure(wiring(Carrier("object_store")))
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("transport object_store needs Ray; without it: collective or")
+
+
+def test_streams_need_credentials() -> None:
+    assert "the run has no credentials" in str(failure(wiring(Carrier("streams"))))
+
+
+def test_a_rank_that_never_comes_is_an_error() -> None:
+    streams = replace(wiring(Carrier("streams")), secrets=RunSecrets.new())
+    error = failure(streams)
+    assert isinstance(error, RunError)
+    assert "a rank's address is missing" in str(error)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        streams = replace(wiring(Carrier("streams")), secrets=RunSecrets.new(), streams_port=port)
+        error = failure(streams)
+    assert isinstance(error, ConfigError)
+    assert f"cluster.streams_port: rank 0 cannot listen on 127.0.0.1:{port}: " in str(error)
+
+
+def test_secrets_do_not_show() -> None:
+    secrets = RunSecrets.new()
+    shown = repr(replace(wiring(Carrier("streams")), secrets=secrets)) + repr(secrets)
+    token = secrets.files["token"].decode()
+    assert len(token) == 64
+    assert token not in shown
+    assert "PRIVATE" not in shown
+
+
+def test_runs_have_credentials_of_their_own() -> None:
+    first, second = RunSecrets.new().files, RunSecrets.new().files
+    assert all(first[name] != second[name] for name in first)
+
+
+def test_credentials_are_readable_by_their_owner_alone_and_do_not_stay() -> None:
+    with RunSecrets.new().unpacked() as credentials:
+        folder = credentials.key.parent
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
