@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crosspipe_ray.clock import NOTHING, Rows
 from crosspipe_ray.columns import Ints, Ops, PerRank
@@ -119,10 +120,16 @@ def _messages_of(machines: Machines, ops: Ints) -> Ints:
     return messages
 
 
+def is_in(codes: Ints, num_rows: int, num_microbatches: int) -> NDArray[np.bool_]:
+    """Whether ops are in the tables of a problem."""
+    is_row = codes >> MICROBATCH_BITS < num_rows
+    found: NDArray[np.bool_] = is_row & (codes & MICROBATCH_MASK < num_microbatches)
+    return found
+
+
 def _check_order(machines: Machines, order: Ops) -> None:
-    num_rows = len(machines.rows.machine)
     rows = order.codes >> MICROBATCH_BITS
-    is_known = (rows < num_rows) & (order.codes & MICROBATCH_MASK < machines.num_microbatches)
+    is_known = is_in(order.codes, len(machines.rows.machine), machines.num_microbatches)
     is_known[is_known] = machines.rows.machine[rows[is_known]] >= machines.num_ranks
     slots = machines.slots(np.where(is_known, order.codes, 0))
     places = np.arange(len(slots))

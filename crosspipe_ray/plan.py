@@ -11,22 +11,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from pydantic import Field
 
 from crosspipe_ray.columns import Ops, Parts, PerRank
 from crosspipe_ray.errors import PlanError, ScheduleError
 from crosspipe_ray.files import write_atomically
-from crosspipe_ray.ops import WHOLE, Op, Part, parse_op
+from crosspipe_ray.ops import WHOLE, Op, Part
 from crosspipe_ray.parsing import parse_json, parse_model, read_json
-from crosspipe_ray.problem import Problem, Record, problem_json
+from crosspipe_ray.plan_format import (
+    PlanFile,
+    PlanHeader,
+    Status,
+    message_of,
+    ranks_json,
+    send_json,
+    span_json,
+    span_of,
+    to_ns,
+)
+from crosspipe_ray.problem import Problem, problem_json
 from crosspipe_ray.schedule import Schedule, validate
 from crosspipe_ray.simulate import simulate
-from crosspipe_ray.timeline import Message, Messages, Span, Spans, Timeline, spans_per_rank
+from crosspipe_ray.timeline import Messages, Spans, Timeline, spans_per_rank
 
-Status = Literal["proven", "gap", "time_limit"]
 _EDITED = "the file was edited: plan it again"
 _PARQUET = ".parquet"
 _MOST_JSON_OPS = 1_000_000
@@ -73,57 +82,6 @@ class Plan:
         return Messages.of(self.timeline.sends).ops
 
 
-class SpanEntry(Record):
-    """Something with a start and an end, as a collective."""
-
-    op: str
-    start_us: float = Field(ge=0)
-    end_us: float = Field(ge=0)
-
-
-class OpEntry(SpanEntry):
-    """One op of a rank, or the parts [first, end) of k of one that is split."""
-
-    part: tuple[int, int, int] | None = None
-
-
-class SendEntry(SpanEntry):
-    """One timed message."""
-
-    src: int
-    dst: int
-    arrive_us: float = Field(ge=0)
-
-
-class PlanHeader(Record):
-    """The file, but for its ops and messages.
-
-    ``collectives`` is one list for all ranks: an op names its stage, and so its rank.
-    """
-
-    version: Literal[1] = 1
-    method: str
-    status: Status
-    seed: int = 0
-    makespan_us: float = Field(ge=0)
-    lower_bound_us: float = Field(ge=0)
-    bubble_ratio: float
-    wall_s: float = Field(ge=0)
-    problem: Problem
-    problem_sha256: str
-    collectives: tuple[SpanEntry, ...] = ()
-    peak_message_bytes: tuple[int, ...] | None = None
-    p50_us: float | None = Field(None, ge=0)
-    p95_us: float | None = Field(None, ge=0)
-
-
-class PlanFile(PlanHeader):
-    """The file as JSON. As Parquet, ops and messages are rows, and the rest is the metadata."""
-
-    ranks: tuple[tuple[OpEntry, ...], ...]
-    sends: tuple[SendEntry, ...] = ()
-
-
 # Header; ops, what parts of ops they are, and messages.
 _Contents = tuple[PlanHeader, PerRank[Spans], Parts | None, Messages]
 
@@ -164,8 +122,8 @@ def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON data."""
     return {
         **_summary_json(plan),
-        "ranks": _ranks_json(plan.timeline),
-        "sends": [_send_json(message) for message in plan.timeline.sends],
+        "ranks": ranks_json(plan.timeline),
+        "sends": [send_json(message) for message in plan.timeline.sends],
         **_rest_json(plan),
     }
 
@@ -191,7 +149,7 @@ def _summary_json(plan: Plan) -> dict[str, object]:
 def _rest_json(plan: Plan) -> dict[str, object]:
     timeline = plan.timeline
     return {
-        "collectives": [_span_json(span) for spans in timeline.collectives for span in spans],
+        "collectives": [span_json(span) for spans in timeline.collectives for span in spans],
         "peak_message_bytes": list(timeline.peak_message_bytes),
     }
 
@@ -242,8 +200,8 @@ def _read_json(path: Path) -> _Contents:
     raw = read_json(path, error=PlanError)
     file = parse_model(PlanFile, raw, source=str(path), error=PlanError)
     try:
-        ranks = spans_per_rank([_span(entry) for entry in entries] for entries in file.ranks)
-        sends = Messages.of(map(_message, file.sends))
+        ranks = spans_per_rank([span_of(entry) for entry in entries] for entries in file.ranks)
+        sends = Messages.of(map(message_of, file.sends))
         parts = Parts.of(Part(*(e.part or WHOLE)) for entries in file.ranks for e in entries)
     except ScheduleError as error:
         raise ScheduleError(f"{path}: {error}") from None
@@ -272,22 +230,22 @@ def _checked(contents: _Contents, path: Path) -> Plan:
         method=header.method,
         status=header.status,
         seed=header.seed,
-        lower_bound_ns=_ns(header.lower_bound_us),
+        lower_bound_ns=to_ns(header.lower_bound_us),
         wall_s=header.wall_s,
-        p50_ns=None if header.p50_us is None else _ns(header.p50_us),
-        p95_ns=None if header.p95_us is None else _ns(header.p95_us),
+        p50_ns=None if header.p50_us is None else to_ns(header.p50_us),
+        p95_ns=None if header.p95_us is None else to_ns(header.p95_us),
     )
 
 
 def _check_times(
     header: PlanHeader, ranks: PerRank[Spans], sends: Messages, timeline: Timeline, path: Path
 ) -> None:
-    if _ns(header.makespan_us) != timeline.makespan_ns:
+    if to_ns(header.makespan_us) != timeline.makespan_ns:
         raise PlanError(
             f"{path}: makespan_us is {header.makespan_us:.3f}, but its ops take "
             f"{timeline.makespan_ns / 1000:.3f} us; {_EDITED}"
         )
-    stated = Spans.of(map(_span, header.collectives))
+    stated = Spans.of(map(span_of, header.collectives))
     planned = Spans.of(chain.from_iterable(timeline.collectives))
     wrong = chain(
         _differing(ranks.flat, spans_per_rank(timeline.ranks).flat),
@@ -312,41 +270,3 @@ def _differing(stated: RowsT, planned: RowsT) -> Ops:
 def _by_op(rows: RowsT) -> RowsT:
     in_order = np.argsort(rows.columns[0], kind="stable")
     return type(rows)(*(column[in_order] for column in rows.columns))
-
-
-def _ns(microseconds: float) -> int:
-    return round(microseconds * 1000)
-
-
-def _span(entry: SpanEntry) -> Span:
-    return Span(parse_op(entry.op), _ns(entry.start_us), _ns(entry.end_us))
-
-
-def _message(entry: SendEntry) -> Message:
-    op, start_ns, end_ns = _span(entry)
-    return Message(op, entry.src, entry.dst, start_ns, end_ns, _ns(entry.arrive_us))
-
-
-def _ranks_json(timeline: Timeline) -> list[list[dict[str, object]]]:
-    return [
-        [
-            _span_json(span) if part == WHOLE else {**_span_json(span), "part": list(part)}
-            for span, part in timeline.entries(rank)
-        ]
-        for rank in range(len(timeline.ranks))
-    ]
-
-
-def _span_json(span: Span) -> dict[str, object]:
-    return {"op": str(span.op), "start_us": span.start_ns / 1000, "end_us": span.end_ns / 1000}
-
-
-def _send_json(message: Message) -> dict[str, object]:
-    return {
-        "op": str(message.op),
-        "src": message.src,
-        "dst": message.dst,
-        "start_us": message.start_ns / 1000,
-        "end_us": message.end_ns / 1000,
-        "arrive_us": message.arrive_ns / 1000,
-    }

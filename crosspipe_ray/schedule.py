@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from crosspipe_ray.ops import (
     Op,
     Part,
     op_row,
-    parse_op,
     split_code,
 )
 from crosspipe_ray.problem import Problem
@@ -78,9 +75,8 @@ class Schedule:
         for rank, ops in enumerate(self.ranks):
             marked = around[1] if around and around[0] == rank else -1
             cells = [
-                f"[{op}]" if i == marked else f"{op}"
-                for i, op in enumerate(ops)
-                if first <= i < first + width
+                f"[{op}]" if first + i == marked else f"{op}"
+                for i, op in enumerate(ops[first : first + width])
             ]
             left, right = [".."] * (first > 0), [".."] * (len(ops) > first + width)
             lines.append(f"rank {rank}: {' '.join([*left, *cells, *right])}")
@@ -123,56 +119,12 @@ def peak_memory_bytes(costs: Sequence[StageCosts], schedule: Schedule) -> tuple[
     return tuple(chain.from_iterable(peaks))
 
 
-def read_csv(path: Path) -> Schedule:
-    """Reads a compute-only schedule as torch.distributed.pipelining writes it.
-
-    A row per rank, an op per cell.
-
-    Raises:
-        ScheduleError: names the file and the cell.
-    """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-    except OSError as error:
-        raise ScheduleError(f"{path}: {error.strerror}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ScheduleError(f"{path}: not CSV: {error}") from None
-    return Schedule.of(
-        [_parse_cell(path, row, column, cell) for column, cell in enumerate(cells) if cell.strip()]
-        for row, cells in enumerate(rows)
-    )
-
-
-def to_csv(schedule: Schedule) -> str:
-    """The schedule as a compute-only CSV that torch.distributed.pipelining's runtime loads.
-
-    Raises:
-        ScheduleError: ops are split, for which it has no word.
-    """
-    if schedule.parts is not None:
-        raise ScheduleError("ops are split in parts, which torch's CSV has no word for")
-    return "".join(",".join(map(str, ops)) + "\n" for ops in schedule.ranks)
-
-
 def _without_trivial(parts: Parts) -> Parts | None:
     first, end, num_parts = parts.columns
     is_whole = (first == 0) & (end == num_parts) & (num_parts > 0)
     if is_whole.all():
         return None
     return Parts(first, np.where(is_whole, 1, end), np.where(is_whole, 1, num_parts))
-
-
-def _parse_cell(path: Path, row: int, column: int, cell: str) -> Op:
-    try:
-        op = parse_op(cell)
-    except ScheduleError as error:
-        raise ScheduleError(f"{path}: rank {row}, cell {column}: {error}") from None
-    if op.kind not in COMPUTE_KINDS:
-        raise ScheduleError(
-            f"{path}: rank {row}, cell {column}: '{op}' is no compute op (F, I, W or B)"
-        )
-    return op
 
 
 class _RankRules:

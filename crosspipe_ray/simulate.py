@@ -21,7 +21,7 @@ from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank, most_per_rank
 from crosspipe_ray.compiled import compiled
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.errors import ScheduleError
-from crosspipe_ray.machines import Machines, jobs_of, machines_of
+from crosspipe_ray.machines import Machines, is_in, jobs_of, machines_of
 from crosspipe_ray.ops import MICROBATCH_BITS, Kind, Op, op_row, split_code
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule, check_num_ranks, peak_memory_bytes
@@ -46,8 +46,10 @@ def simulate(
 
     Raises:
         ScheduleError: the ops wait for each other in a cycle; names a rank and what it waits for.
+            Or the problem has no such op.
     """
     check_num_ranks(problem, schedule)
+    _check_known(problem, schedule.ranks.flat)
     costs = stage_costs(problem)
     gathers = _gathers(costs, schedule)
     gates_ns = {span.op.stage: span.end_ns for spans in gathers for span in spans}
@@ -60,6 +62,12 @@ def simulate(
     done = _run(machines, jobs_of(machines, ops, order))
     _check_done(schedule, done)
     return _timeline(costs, schedule, machines, done, gathers)
+
+
+def _check_known(problem: Problem, ops: Ops) -> None:
+    is_known = is_in(ops.codes, op_row(len(problem.stages), 0), problem.num_microbatches)
+    if not is_known.all():
+        raise ScheduleError(f"op {ops[int(np.argmin(is_known))]}: the problem has none such")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +153,11 @@ def _gathers(costs: Sequence[StageCosts], schedule: Schedule) -> list[list[Span]
 def _reductions(costs: Sequence[StageCosts], spans: Spans, gathers: Sequence[Span]) -> list[Span]:
     """Reductions of one rank: each after its stage's last W or B, one at a time."""
     stages, kinds, _ = split_code(spans.ops.codes)
-    is_last = (kinds == Kind.W) | (kinds == Kind.B)
-    last_end = dict(zip(stages[is_last].tolist(), spans.end_ns[is_last].tolist(), strict=True))
+    ends_stage = (kinds == Kind.W) | (kinds == Kind.B)
+    found, place = np.unique(stages[ends_stage][::-1], return_index=True)
+    last_end = dict(
+        zip(found.tolist(), spans.end_ns[ends_stage][::-1][place].tolist(), strict=True)
+    )
     free = gathers[-1].end_ns if gathers else 0
     reductions = []
     for stage, ready in sorted(last_end.items(), key=lambda item: (item[1], item[0])):

@@ -197,7 +197,7 @@ def export(
     """Write a plan's compute ops for another program."""
     from crosspipe_ray.files import write_atomically
     from crosspipe_ray.plan import read_plan
-    from crosspipe_ray.schedule import to_csv
+    from crosspipe_ray.schedule_csv import to_csv
 
     assert format_ is ExportFormat.TORCH_CSV, "the only format"
     text = to_csv(read_plan(file).schedule)
@@ -212,7 +212,7 @@ def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
     from pydantic import BaseModel
 
     from crosspipe_ray.config import Config
-    from crosspipe_ray.plan import PlanFile
+    from crosspipe_ray.plan_format import PlanFile
     from crosspipe_ray.problem import Problem
 
     models: dict[SchemaName, type[BaseModel]] = {
@@ -226,7 +226,8 @@ def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
 def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.schedule import read_csv, validate
+    from crosspipe_ray.schedule import validate
+    from crosspipe_ray.schedule_csv import read_csv
     from crosspipe_ray.simulate import simulate as run
 
     if schedule is None:

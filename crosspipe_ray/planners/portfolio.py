@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
-from crosspipe_ray.plan import Plan, Status
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate, candidates
 from crosspipe_ray.planners.methods import METHODS, Budget, Found, Method

@@ -23,7 +23,7 @@ from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.plan import Plan, write_plan
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan
-from crosspipe_ray.schedule import to_csv
+from crosspipe_ray.schedule_csv import to_csv
 from crosspipe_ray.testing.wan import Wan, emulated_wan
 from tests.benchmarks.wan_ranks import BLOCK_US, recipe_of, rehearsed_us, run_ranks, wan_of
 

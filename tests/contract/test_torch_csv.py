@@ -16,7 +16,7 @@ from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 from crosspipe_ray.generator import Recipe, generate
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan
-from crosspipe_ray.schedule import to_csv
+from crosspipe_ray.schedule_csv import to_csv
 
 NUM_RANKS, NUM_MICROBATCHES, WIDTH = 2, 4, 8
 TIMEOUT_S = 60

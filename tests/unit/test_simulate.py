@@ -166,6 +166,12 @@ def test_part_of_the_ops_may_run_alone() -> None:
     assert run(make_problem((0, 1), 2), "0F0", "1F0").makespan_ns == 2000
 
 
+@pytest.mark.parametrize("op", ["0F1", "2F0", "9W0"])
+def test_op_that_the_problem_has_not(op: str) -> None:
+    with pytest.raises(ScheduleError, match=f"op {op}: the problem has none such"):
+        run(make_problem((0, 1), 1), f"0F0 {op}", "1F0")
+
+
 def test_ranks_that_wait_for_each_other_are_named() -> None:
     problem = make_problem((0, 1, 0, 1), 1)
     with pytest.raises(ScheduleError) as caught:

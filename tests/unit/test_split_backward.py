@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from crosspipe_ray.engine.split_backward import (
     WeightGradientStore,
     defer_linear_gradients,
 )
+from crosspipe_ray.ops import WHOLE, Part
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +57,10 @@ def run_plain(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
     return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
-def run_split(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """All F, all I, all W."""
+def run_split(
+    module: nn.Module, inputs: list[Tensor], parts: Sequence[Part] = (WHOLE,)
+) -> list[Tensor]:
+    """All F, all I, all W, each W in these parts."""
     store = WeightGradientStore()
     assert defer_linear_gradients(module, store)
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -66,7 +69,8 @@ def run_split(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
         with store.collect(microbatch):
             loss.backward()
     for microbatch in range(len(losses)):
-        store.accumulate(microbatch)
+        for part in parts:
+            store.accumulate(microbatch, part)
     return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
@@ -90,6 +94,34 @@ def test_gradients_are_bit_identical_to_autograd(
     assert len(got) == len(expected) == 3
     assert all(map(torch.equal, got, expected))
     assert_same_gradients(split, plain)
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 7])
+def test_parts_of_w_give_the_same_gradients(num_parts: int) -> None:
+    plain, inputs = seeded(Residual, torch.float32), microbatches(33, 48, dtype=torch.float32)
+    split = copy.deepcopy(plain)
+    parts = [Part(part, part + 1, num_parts) for part in range(num_parts)]
+
+    run_plain(plain, inputs)
+    run_split(split, inputs, parts)
+
+    assert_same_gradients(split, plain)
+
+
+def test_parts_of_w_take_their_share_of_the_layers() -> None:
+    module, store = (
+        nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(5))),
+        WeightGradientStore(),
+    )
+    defer_linear_gradients(module, store)
+    with store.collect(0):
+        module(torch.ones(1, 2)).sum().backward()
+
+    done = []
+    for part in (Part(0, 1, 4), Part(1, 2, 4), Part(2, 4, 4)):
+        store.accumulate(0, part)
+        done.append(sum(layer.weight.grad is not None for layer in module))
+    assert done == [1, 2, 5]
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from crosspipe_ray.cli import main
 from crosspipe_ray.columns import Parts
 from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.engine import clock
+from crosspipe_ray.engine.synthetic import SyntheticStage
 from crosspipe_ray.errors import InputError, PlanError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit, lower
 from crosspipe_ray.ops import WHOLE, Part, op_code, parse_op
@@ -265,3 +267,14 @@ def test_reports_name_the_parts(made: Plan) -> None:
         if event["ph"] == "X"
     )
     assert "F0" in timeline_text(made.timeline).plain
+
+
+def test_synthetic_stage_sleeps_through_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = one_stage(rank={"op_overhead_us": 0.5}, stage={"backward_weight_us": 6})
+    ends_ns: list[int] = []
+    monkeypatch.setattr(clock, "now_ns", lambda: 0)
+    monkeypatch.setattr(clock, "sleep_until", ends_ns.append)
+    stage = SyntheticStage(stage_costs(problem)[0])
+    for part in (WHOLE, Part(0, 1, 4), Part(1, 4, 4)):
+        stage.backward_weight(0, part)
+    assert ends_ns == [6500, 2000, 5000]
