@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,10 @@ from crosspipe_ray.carriers import MAX_STREAMS, Carrier
 from crosspipe_ray.cli.running import Address, TransportName
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from crosspipe_ray.actors.probe import ProbeRequest
+    from crosspipe_ray.config import Config
     from crosspipe_ray.diagnosis import Finding
     from crosspipe_ray.link_profile import Estimate, MeasuredLink
 
@@ -59,39 +62,55 @@ def probe(
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     run = load_config(config) if config else None  # before Ray is imported
-    from crosspipe_ray.actors.cluster import cluster, connected
-    from crosspipe_ray.actors.probe import (
-        DEFAULT_CARRIERS,
-        ProbeRequest,
-        regions_of_cluster,
-        request_of,
-    )
+    from crosspipe_ray.actors.probe import DEFAULT_CARRIERS
     from crosspipe_ray.actors.probe import probe as measure
 
-    carriers = _carriers(DEFAULT_CARRIERS, transport, num_streams)
-    if run:
-        request = request_of(
-            run, carriers=carriers, all_pairs=all_pairs, max_age_hours=max_age_hours
-        )
-        here = cluster(request.regions, label=request.label, address=address)
-    else:
-        assert address, "since there is no config"
-        here = connected(address)
-    with here:
-        if not run:
-            request = ProbeRequest(
-                regions=regions_of_cluster(region_label),
-                label=region_label,
-                carriers=carriers,
-                all_pairs=all_pairs,
-                max_age_hours=max_age_hours,
-            )
+    with _request(
+        run,
+        address=address,
+        label=region_label,
+        carriers=_carriers(DEFAULT_CARRIERS, transport, num_streams),
+        all_pairs=all_pairs,
+        max_age_hours=max_age_hours,
+    ) as request:
         profile = measure(request, on_link=lambda link: typer.echo(_link_line(link)))
     for link in profile.links:
         if link.channel and link.carrier == profile.links[0].carrier:
             typer.echo(f"{link.name} shares a channel: {link.channel}")
     write_link_profile(profile, output)
     typer.echo(f"written to {output}")
+
+
+@contextmanager
+def _request(
+    run: Config | None,
+    *,
+    address: str | None,
+    label: str,
+    carriers: Sequence[Carrier],
+    all_pairs: bool,
+    max_age_hours: float,
+) -> Iterator[ProbeRequest]:
+    """What to measure, while its cluster is there: that of a run, or the one at the address."""
+    from crosspipe_ray.actors.cluster import cluster, connected
+    from crosspipe_ray.actors.probe import ProbeRequest, regions_of_cluster, request_of
+
+    if run:
+        request = request_of(
+            run, carriers=carriers, all_pairs=all_pairs, max_age_hours=max_age_hours
+        )
+        with cluster(request.regions, label=request.label, address=address):
+            yield request
+        return
+    assert address, "since there is no config"
+    with connected(address):
+        yield ProbeRequest(
+            regions=regions_of_cluster(label),
+            label=label,
+            carriers=carriers,
+            all_pairs=all_pairs,
+            max_age_hours=max_age_hours,
+        )
 
 
 def _carriers(
