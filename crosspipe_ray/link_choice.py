@@ -53,7 +53,7 @@ def with_measured_links(
         ends = candidates[0].src, candidates[0].dst
         lanes = _lanes(clusters, *ends)
         codec = next((routes[lane].link.codec for lane in lanes if lane in routes), None)
-        plain = chain.from_iterable(sizes[lane] for lane in lanes)
+        plain = chain.from_iterable(sizes.get(lane, ()) for lane in lanes)
         sent = sorted(codec.encoded_bytes(size) if codec else size for size in plain)
         typical = median_low(sent) if sent else None
         link = fastest(candidates, sent).link(message_bytes=typical)

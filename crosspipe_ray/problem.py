@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -243,9 +243,14 @@ class Problem(Record):
 
     def with_links(self, links: Sequence[Link]) -> Problem:
         """The same problem on other links."""
-        return Problem.model_validate(
-            self.model_dump() | {"links": [link.model_dump() for link in links]}
-        )
+        return self.model_copy(update={"links": tuple(links)})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Problem:
+        """A copy with other fields, without what was derived from the old ones."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("rank_of_stage", "stages_of_rank", "sha256"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     @cached_property
     def sha256(self) -> str:

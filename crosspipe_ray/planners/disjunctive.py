@@ -1,215 +1,225 @@
-"""An order as a graph: when everything starts, what is critical, and what a move would do.
+"""An order as the flat sequences that `tabu` works on, and back.
 
+Sequences per node have one entry more than there are nodes: for the neighbour of one without.
 Nodes are ops (row x M + microbatch, as in `kernel`) and, after them, the messages that occupy or
-share a channel. Ranks and channels are machines, each with a sequence of nodes. A node starts once
-the one before it on its machine has ended, and once its one input is there: an op's message, or a
-message's op. Memory is a matter of a rank's sequence alone, as the rank runs one op at a time.
-
-A move takes one node to another place of its machine; only what comes later or earlier than the
-nodes in between is worked out anew.
+share a channel. Machines are the ranks and, after them, the channels in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import MutableSequence, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
-from crosspipe_ray.planners.kernel import Net
+from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.planners.kernel import NEVER, Net
+from crosspipe_ray.planners.network import Order, fresh_state, order_of
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.timeline import Timeline
 
-NONE = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Node at ``source`` of a machine's sequence goes to ``target``; those in between make room."""
-
-    machine: int
-    source: int
-    target: int
+BEST_NS, MAKESPAN_NS, NUM_STEPS, FOUND_AT, LOT = range(5)  # entries of ``Run.numbers``
+NUM_FORBIDDEN = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """What no order changes; all per node.
+class Jobs(NamedTuple):
+    """What no order changes; per node where nothing else is said.
 
     Attributes:
         row: of the op, or of the message's op.
-        before: the node whose end is waited for; -1: none.
+        machine: that runs it.
+        duration: on its machine.
+        before: the node whose end is waited for.
         lag: time from the end of ``before`` on.
         after: the node that waits; the inverse of ``before``.
+        needed: an op of the same rank that comes first.
         gate: no start before.
         finish: time from the end to the end of the step, at least.
         taken: bytes that must be free when it starts.
         freed: bytes that are free again when it ends.
+        closing: nodes with a ``finish``.
+        first: per machine and one more, where its part of ``Run.sequence`` begins.
+        limit: per machine, bytes.
     """
 
-    num_microbatches: int
     row: Sequence[int]
+    machine: Sequence[int]
     duration: Sequence[int]
     before: Sequence[int]
     lag: Sequence[int]
     after: Sequence[int]
+    needed: Sequence[int]
     gate: Sequence[int]
     finish: Sequence[int]
     taken: Sequence[int]
     freed: Sequence[int]
+    closing: Sequence[int]
+    first: Sequence[int]
+    limit: Sequence[int]
 
 
-def jobs_of(net: Net, num_microbatches: int) -> Jobs:
-    """The nodes of a problem: ops, then messages by row."""
-    num_rows, count = len(net.duration), num_microbatches
-    carriers = [row for row in range(num_rows) if net.shared[row] >= 0 or net.occupancy[row]]
-    rows = [row for row in (*range(num_rows), *carriers) for _ in range(count)]
-    before, lag = [NONE] * len(rows), [0] * (len(rows) + 1)  # one more, for ``after`` -1
-    first_message = {row: (num_rows + i) * count for i, row in enumerate(carriers)}
-    for row, target in enumerate(net.target):
-        for m in range(count if target >= 0 else 0):
-            sender = row * count + m
-            if row in first_message:
-                message = first_message[row] + m
-                before[message], sender = sender, message
-            before[target * count + m], lag[target * count + m] = sender, net.latency[row]
-    after = [NONE] * len(rows)
-    for node, other in enumerate(before):
-        if other >= 0:
-            after[other] = node
-    num_ops = num_rows * count
-    of_ops = range(num_ops)
-    rest = [0] * (len(rows) - num_ops)
+class Run(NamedTuple):
+    """The order at hand, the best one, and what may not be turned back yet.
+
+    Attributes:
+        sequence: nodes, machine after machine.
+        place: per node, where it is in ``sequence``.
+        previous, following: per node, its neighbours on its machine.
+        ends: per node, when it ends at the earliest.
+        rests: per node, the least time from its start to the end of the step.
+        held: per node, bytes that its rank holds before it starts.
+        order: nodes such that all come after what they wait for.
+        position: per node, where it is in ``order``.
+        best, best_order: ``sequence`` and ``order`` of the shortest so far.
+        forbidden: until which step a pair of nodes stays as it is; pairs share entries.
+        blocks, scratch, other_scratch: per node.
+        numbers: those named above.
+    """
+
+    sequence: MutableSequence[int]
+    place: MutableSequence[int]
+    previous: MutableSequence[int]
+    following: MutableSequence[int]
+    ends: MutableSequence[int]
+    rests: MutableSequence[int]
+    held: MutableSequence[int]
+    order: MutableSequence[int]
+    position: MutableSequence[int]
+    best: MutableSequence[int]
+    best_order: MutableSequence[int]
+    forbidden: MutableSequence[int]
+    blocks: MutableSequence[int]
+    scratch: MutableSequence[int]
+    other_scratch: MutableSequence[int]
+    numbers: MutableSequence[int]
+
+
+def start_of(net: Net, num_microbatches: int, timeline: Timeline, *, seed: int) -> tuple[Jobs, Run]:
+    """The nodes of a problem, and a run that begins with the order of a timeline."""
+    carriers = [
+        row for row in range(len(net.duration)) if net.shared[row] >= 0 or net.occupancy[row]
+    ]
+    arcs = _arcs(net, num_microbatches, carriers)
+    sequences = _sequences(net, num_microbatches, carriers, timeline)
+    jobs = _jobs(net, num_microbatches, carriers, arcs, sequences)
+    return jobs, _run(len(jobs.row), [node for each in sequences for node in each], seed)
+
+
+def _jobs(
+    net: Net,
+    count: int,
+    carriers: Sequence[int],
+    arcs: tuple[list[int], list[int], list[int]],
+    sequences: Sequence[Sequence[int]],
+) -> Jobs:
+    before, after, lag = arcs
+    rows = [row for row in (*range(len(net.duration)), *carriers) for _ in range(count)]
+    num_ops, none = len(net.duration) * count, len(rows)
+    of_ops, others = rows[:num_ops], [0] * (none - num_ops + 1)  # one more, for ``none``
+    machine = [0] * none
+    for index, sequence in enumerate(sequences):
+        for node in sequence:
+            machine[node] = index
+    finish = [net.finish[row] for row in of_ops] + others
     return Jobs(
-        num_microbatches=count,
         row=rows,
-        duration=[net.duration[rows[op]] for op in of_ops]
+        machine=machine,
+        duration=[net.duration[row] for row in of_ops]
         + [net.occupancy[row] for row in rows[num_ops:]],
         before=before,
         lag=lag,
         after=after,
-        gate=[net.gate[rows[op]] for op in of_ops] + rest,
-        finish=[net.finish[rows[op]] for op in of_ops] + rest,
-        taken=[net.taken[rows[op]] for op in of_ops] + rest,
-        freed=[net.freed[rows[op]] for op in of_ops] + rest,
+        needed=[
+            net.after[row] * count + node % count if net.after[row] >= 0 else none
+            for node, row in enumerate(of_ops)
+        ]
+        + [none] * len(others),
+        gate=[net.gate[row] for row in of_ops] + others,
+        finish=finish,
+        taken=[net.taken[row] for row in of_ops] + others,
+        freed=[net.freed[row] for row in of_ops] + others,
+        closing=[node for node in range(num_ops) if finish[node]],
+        first=[0, *accumulate(map(len, sequences))],
+        limit=[*net.limit, *([NEVER] * (len(sequences) - len(net.limit)))],
     )
 
 
-class Graph:
-    """Sequences of all machines, and the times that they lead to.
+def _arcs(net: Net, count: int, carriers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Per node, what it waits for, what waits for it, and the lag on the way here."""
+    num_rows = len(net.duration)
+    none = (num_rows + len(carriers)) * count
+    before, after, lag = [none] * (none + 1), [none] * (none + 1), [0] * (none + 1)
+    first_message = {row: (num_rows + i) * count for i, row in enumerate(carriers)}
+    for row, target in enumerate(net.target):
+        for m in range(count if target >= 0 else 0):
+            sender, receiver = row * count + m, target * count + m
+            if row in first_message:
+                message = first_message[row] + m
+                before[message], after[sender], sender = sender, message, message
+            before[receiver], after[sender], lag[receiver] = sender, receiver, net.latency[row]
+    return before, after, lag
 
-    Times have one entry more than there are nodes: 0, for the neighbour -1 of a node without one.
 
-    Attributes:
-        sequences: per machine, its nodes.
-        machine: per node.
-        ends: per node, when it ends at the earliest.
-        rests: per node, the least time from its start to the end of the step.
-        order: nodes such that all come after what they wait for.
-        held: per node, bytes that its rank holds before it starts.
-        makespan_ns: the longest path.
-    """
+def _sequences(
+    net: Net, count: int, carriers: Sequence[int], timeline: Timeline
+) -> list[list[int]]:
+    """Nodes of the ranks, then of the channels in use."""
+    ranks = [[_op_of(span.op, count) for span in spans] for spans in timeline.ranks]
+    first_message = {row: (len(net.duration) + i) * count for i, row in enumerate(carriers)}
+    channels: dict[int, list[int]] = {}
+    for send in timeline.sends:
+        row, m = divmod(_op_of(send.op, count), count)
+        if row in first_message:
+            channel = max(net.own[row], net.shared[row])
+            channels.setdefault(channel, []).append(first_message[row] + m)
+    return [*ranks, *channels.values()]
 
-    def __init__(self, jobs: Jobs, sequences: Sequence[Sequence[int]]) -> None:
-        size = len(jobs.row)
-        self.jobs = jobs
-        self.sequences = [list(sequence) for sequence in sequences]
-        self.machine = [NONE] * size
-        self.previous, self._next = [NONE] * size, [NONE] * size
-        self.held = [0] * size
-        for machine, sequence in enumerate(self.sequences):
-            for node in sequence:
-                self.machine[node] = machine
-            self._link(machine, 0, len(sequence))
-        self.ends, self.rests = [0] * (size + 1), [0] * (size + 1)
-        self._last = [node for node in range(size) if jobs.finish[node]]
-        self.order = list(range(size))
-        self._position = [*range(size), NONE]
-        if not self._evaluate(0, size - 1):
-            raise ValueError("the order waits for itself")
 
-    def move(self, move: Move) -> bool:
-        """Makes a move, or leaves all as it is where ops would wait for each other for ever."""
-        sequence = self.sequences[move.machine]
-        low, high = sorted((move.source, move.target))
-        places = [self._position[node] for node in sequence[low : high + 1]]
-        self._shift(move.machine, move.source, move.target)
-        if self._evaluate(places[0], places[-1]):
-            return True
-        self._shift(move.machine, move.target, move.source)
-        return False
+def _op_of(op: Op, num_microbatches: int) -> int:
+    """The kernel's number of a compute op, or of the op that a message comes from."""
+    stage, kind, m = op
+    assert m is not None, "compute ops and messages have a microbatch"
+    row = {Kind.F: 0, Kind.SEND_F: 0, Kind.W: 2}.get(kind, 1)
+    return (3 * stage + row) * num_microbatches + m
 
-    def _shift(self, machine: int, source: int, target: int) -> None:
-        sequence = self.sequences[machine]
-        sequence.insert(target, sequence.pop(source))
-        low, high = sorted((source, target))
-        self._link(machine, max(0, low - 1), min(len(sequence), high + 2))
 
-    def _link(self, machine: int, low: int, high: int) -> None:
-        """Neighbours and memory of a part of a sequence."""
-        sequence, jobs = self.sequences[machine], self.jobs
-        for place in range(low, high):
-            node = sequence[place]
-            before = sequence[place - 1] if place else NONE
-            self.previous[node] = before
-            self._next[node] = sequence[place + 1] if place + 1 < len(sequence) else NONE
-            self.held[node] = (
-                self.held[before] + jobs.taken[before] - jobs.freed[before] if place else 0
-            )
+def _run(num_nodes: int, sequence: list[int], seed: int) -> Run:
+    def zeros() -> list[int]:
+        return [0] * (num_nodes + 1)
 
-    def _evaluate(self, low: int, high: int) -> bool:
-        """Brings the times up to date; only between two places of the old order new arcs may run.
+    return Run(
+        sequence=sequence,
+        place=zeros(),
+        previous=[num_nodes] * (num_nodes + 1),
+        following=[num_nodes] * (num_nodes + 1),
+        ends=zeros(),
+        rests=zeros(),
+        held=zeros(),
+        order=list(range(num_nodes)),
+        position=[*range(num_nodes), -1],
+        best=[*sequence],
+        best_order=list(range(num_nodes)),
+        forbidden=[0] * NUM_FORBIDDEN,
+        blocks=zeros(),
+        scratch=zeros(),
+        other_scratch=zeros(),
+        numbers=[0, 0, 0, 0, random.Random(seed).randrange(1, (1 << 31) - 1)],
+    )
 
-        Returns:
-            False: there is a cycle, and no time has changed.
-        """
-        part = self._sorted(low, high)
-        if len(part) <= high - low:
-            return False
-        self.order[low : high + 1] = part
-        for place, node in enumerate(part, low):
-            self._position[node] = place
-        self._run_forwards(low)
-        self._run_backwards(high)
-        last = [sequence[-1] for sequence in self.sequences if sequence]
-        finish = self.jobs.finish
-        self.makespan_ns = max(self.ends[node] + finish[node] for node in (*last, *self._last))
-        return True
 
-    def _sorted(self, low: int, high: int) -> list[int]:
-        """A part of the order such that all run after what they wait for; shorter: a cycle."""
-        position, previous, before = self._position, self.previous, self.jobs.before
-        part = self.order[low : high + 1]
-        missing = {
-            node: (position[previous[node]] >= low) + (position[before[node]] >= low)
-            for node in part
-        }
-        done = [node for node in part if not missing[node]]
-        for node in done:
-            for other in (self._next[node], self.jobs.after[node]):
-                if other in missing:
-                    missing[other] -= 1
-                    if not missing[other]:
-                        done.append(other)
-        return done
-
-    def _run_forwards(self, low: int) -> None:
-        jobs, ends, previous = self.jobs, self.ends, self.previous
-        duration, before, lag, gate = jobs.duration, jobs.before, jobs.lag, jobs.gate
-        for node in self.order[low:]:
-            start = ends[before[node]] + lag[node]
-            free = ends[previous[node]]
-            if free > start:
-                start = free
-            if gate[node] > start:
-                start = gate[node]
-            ends[node] = start + duration[node]
-
-    def _run_backwards(self, high: int) -> None:
-        jobs, rests, following = self.jobs, self.rests, self._next
-        duration, after, lag, finish = jobs.duration, jobs.after, jobs.lag, jobs.finish
-        for node in self.order[high::-1]:
-            waiting = after[node]
-            rest = rests[waiting] + lag[waiting]
-            own = rests[following[node]]
-            if own > rest:
-                rest = own
-            if finish[node] > rest:
-                rest = finish[node]
-            rests[node] = rest + duration[node]
+def best_of(problem: Problem, net: Net, jobs: Jobs, run: Run) -> Order:
+    """The best order, by way of what the kernel would have left."""
+    count = problem.num_microbatches
+    state = fresh_state(net, count)
+    for rank in range(len(net.limit)):
+        low, high = jobs.first[rank], jobs.first[rank + 1]
+        at = count * net.first[rank]
+        state.order[at : at + high - low] = run.best[low:high]
+        state.length[rank] = high - low
+    first_message = len(net.duration) * count
+    shared = [
+        node for node in run.best_order if node >= first_message and net.shared[jobs.row[node]] >= 0
+    ]
+    state.sends[: len(shared)] = [jobs.before[node] for node in shared]
+    state.num_sends[0] = len(shared)
+    return order_of(problem, net, state)

@@ -41,7 +41,7 @@ class Budget:
     iterations: int = DEFAULT_ITERATIONS
     seed: int = 0
     gap: float = 0.0
-    workers: int = 2
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ _LOOK_ITERATIONS = 12
 _LOOK_SHARE = 0.3  # of the time that is left: for a short look at every placement
 _NUM_FAVOURITES = 3
 _NUM_SLANTED = 5
+_EQUAL_SHARE = 0.6  # of the time of a method that is asked for: for stages of equal work
 _LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
 _MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
@@ -196,8 +197,33 @@ def _try_one(places: Sequence[_Place], method: Method, clock: _Clock) -> Iterato
     fitting = [place for place in places if place.fits(method)]
     if not fitting:
         fitting = [place for place in places if place.candidate.pattern is None]
-    for number, place in enumerate(fitting):
-        yield place.attempt(method, clock.share(1 / (len(fitting) - number)))
+    can_slant = method.is_search and any(place.candidate.slanted() for place in fitting)
+    yield from _each(fitting, method, clock, _EQUAL_SHARE if can_slant else 1.0)
+    if can_slant:
+        yield from _each(_slanted(_favourites(fitting)[:1]), method, clock, 1.0)
+
+
+def _each(
+    places: Sequence[_Place],
+    method: Method,
+    clock: _Clock,
+    share: float,
+    *,
+    iterations: int | None = None,
+) -> Iterator[Attempt]:
+    """One method on each placement, for the same part of a share of the time that is left."""
+    for number, place in enumerate(places):
+        part = share / (len(places) - share * number)
+        yield place.attempt(method, clock.share(part, iterations=iterations))
+
+
+def _slanted(places: Sequence[_Place]) -> list[_Place]:
+    """The same placements with less and less work on the first ranks."""
+    return [
+        _Place(place.origin, candidate)
+        for place in places
+        for candidate in place.candidate.slanted()
+    ]
 
 
 def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
@@ -220,7 +246,7 @@ def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], clock.share(0.03 if is_small else 0.8))
+        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_small else 0.75))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
@@ -262,12 +288,7 @@ def _look_around(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
     """
     greedy = METHODS["greedy"]
     yield from _look(places, clock, _LOOK_SHARE)
-    shapes = _favourites(places, _NUM_SLANTED)
-    slanted = [
-        _Place(place.origin, candidate)
-        for place in shapes
-        for candidate in place.candidate.slanted()
-    ]
+    slanted = _slanted(_favourites(places, _NUM_SLANTED))
     yield from _look(slanted, clock, _LOOK_SHARE)
     places += slanted
     favourites = _favourites(places)
@@ -278,9 +299,7 @@ def _look_around(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
 
 def _look(places: Sequence[_Place], clock: _Clock, share: float) -> Iterator[Attempt]:
     """A few passes of greedy on each, in a share of the time that is left."""
-    for number, place in enumerate(places):
-        part = share / (len(places) - share * number)  # the same for each
-        yield place.attempt(METHODS["greedy"], clock.share(part, iterations=_LOOK_ITERATIONS))
+    yield from _each(places, METHODS["greedy"], clock, share, iterations=_LOOK_ITERATIONS)
 
 
 def _favourites(places: Sequence[_Place], most: int = _NUM_FAVOURITES) -> list[_Place]:

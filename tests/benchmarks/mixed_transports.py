@@ -84,7 +84,7 @@ def _compare(num_steps: int) -> None:
                 settings=ProbeSettings(
                     sizes=(1024, _MESSAGE_BYTES),
                     num_pings=9,
-                    num_repeats=5,
+                    num_repeats=15,
                     train_bytes=2 * _MESSAGE_BYTES,
                 ),
             )

@@ -59,7 +59,10 @@ class PlainTcp(Transport):
     def _fill(self, memory: memoryview) -> None:
         received = 0
         while received < len(memory):
-            received += self._socket.recv_into(memory[received:])
+            num_bytes = self._socket.recv_into(memory[received:])
+            if num_bytes == 0:
+                raise ConnectionResetError("the other rank has closed it")
+            received += num_bytes
 
     def isend(self, tensor: torch.Tensor, *, peer: int, tag: int) -> Handle:
         """As ``Transport.isend``."""

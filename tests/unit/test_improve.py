@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosspipe_ray.compiled import SWITCH
 from crosspipe_ray.planners.bounds import lower_bound_ns
 from crosspipe_ray.planners.fixed import gpipe, zb_h1, zb_v
 from crosspipe_ray.planners.greedy import greedy_order
@@ -40,6 +41,20 @@ def test_same_seed_and_iterations_same_order(placement: tuple[int, ...]) -> None
     problem = make_problem(placement, 6, rank={"memory_limit_bytes": 6})
     known = crosspipe_greedy(problem)
     assert after(problem, known, 60, seed=3) == after(problem, known, 60, seed=3)
+
+
+@pytest.mark.parametrize("placement", [(0, 1, 2, 3), (0, 1, 2, 2, 1, 0)])
+def test_machine_code_makes_the_same_moves(
+    placement: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = [link(0, 1, 1.5, 0.5) | {"channel": "x"}, link(1, 0, 1.5, 0.5) | {"channel": "x"}]
+    problem = make_problem(placement, 6, rank={"memory_limit_bytes": 8}, links=links)
+    known, found = Order(zb_h1(problem) if len(placement) == 4 else zb_v(problem)), {}
+    for wish in ("never", "always"):
+        monkeypatch.setenv(SWITCH, wish)
+        found[wish] = after(problem, known, 200, seed=5)
+    assert found["never"] == found["always"]
+    assert makespan_us(problem, found["always"]) < makespan_us(problem, known)
 
 
 def test_reaches_the_optimum_from_a_bad_start() -> None:

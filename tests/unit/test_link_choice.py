@@ -95,6 +95,14 @@ def test_links_of_opposite_character_get_different_carriers() -> None:
     assert carriers_of(problem)[1, 2] == COLLECTIVE
 
 
+def test_the_digest_is_that_of_the_measured_links() -> None:
+    plain = three_stages()
+    before = plain.sha256
+    measured_ones = with_measured_links(plain, mixed_profile(), everything)
+    assert measured_ones.sha256 != before
+    assert measured_ones.sha256 == Problem.model_validate(measured_ones.model_dump()).sha256
+
+
 def test_the_planner_counts_the_times_of_the_chosen_carrier() -> None:
     routes = topology_of(with_measured_links(three_stages(), mixed_profile(), everything)).routes
     for lane, true in (((0, 1), FAST_WAN), ((1, 2), LAN)):

@@ -23,6 +23,17 @@ def test_full_rank_waits_for_its_first_gradient() -> None:
     assert bound_us(problem) >= 23 + 10
 
 
+def test_memory_is_not_filled_with_the_longest_forwards_alone() -> None:
+    # Rank 1 turns. Two pairs of F's (2 x 10) fill its memory, not four of the later stage (4 x 9).
+    links = [link(0, 1, 40, 0), link(1, 0, 40, 0)]
+    data = make_problem((0, 1, 1, 0), 4, links=links).model_dump()
+    data["ranks"][1]["memory_limit_bytes"] = 4
+    data["stages"][2]["forward_us"] = 9
+    problem = Problem.model_validate(data)
+    solution = solve(problem, known=greedy_order(problem), time_limit_s=60.0, workers=1)
+    assert 283 <= bound_us(problem) <= solution.makespan_ns / 1000  # 276 with four
+
+
 def test_no_limit_no_bound() -> None:
     assert bound_us(make_problem((0, 1, 1, 0), 4)) == 0
 

@@ -125,6 +125,21 @@ def test_every_pattern_is_tried_on_layers() -> None:
     assert tried >= {"one_per_rank", "wave", "loop", "loop x3", "loop x4"}
 
 
+def test_single_search_tries_uneven_layers_too() -> None:
+    attempts: list[Attempt] = []
+    problem = layered(16, 2, ranks=[{"memory_limit_bytes": 12}] * 2)
+    plan(problem, method="greedy", budget=BUDGET, on_attempt=attempts.append)
+    made = [attempt.plan for attempt in attempts if "slant" in attempt.placement]
+    layers = [each.problem.stages[0].layers for each in made if each]
+    assert len(set(layers)) > 1
+
+
+def test_fixed_method_keeps_to_even_layers() -> None:
+    attempts: list[Attempt] = []
+    plan(layered(16, 2), method="1f1b", budget=BUDGET, on_attempt=attempts.append)
+    assert [attempt.placement for attempt in attempts] == ["one_per_rank"]
+
+
 def test_patterns_may_be_narrowed() -> None:
     made = plan(layered(8, 2), budget=BUDGET, patterns=[Pattern.ONE_PER_RANK])
     assert made.problem.rank_of_stage == (0, 1)

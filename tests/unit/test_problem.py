@@ -96,6 +96,16 @@ def test_digest_is_independent_of_how_the_problem_was_written() -> None:
     assert Problem.model_validate(written).sha256 == Problem.model_validate(data).sha256
 
 
+def test_a_copy_with_other_stages_derives_its_own() -> None:
+    problem = make_problem((0, 1, 2, 2, 1, 0), 1)
+    before = problem.sha256, problem.stages_of_rank, problem.rank_of_stage
+    copied = problem.model_copy(update={"stages": problem.stages[:3]})
+    assert copied.rank_of_stage == problem.rank_of_stage[:3]
+    assert copied.stages_of_rank == ((0,), (1,), (2,))
+    assert copied.sha256 != problem.sha256
+    assert (problem.sha256, problem.stages_of_rank, problem.rank_of_stage) == before
+
+
 def test_digest_changes_with_the_problem() -> None:
     assert make_problem((0, 1), 2).sha256 != make_problem((0, 1), 3).sha256
 
