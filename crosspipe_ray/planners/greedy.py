@@ -27,7 +27,9 @@ _STARTS = tuple(
     Bias(patience=(patience,) * 3, goal=goal)
     for patience, goal in ((0.5, 0.0), (1.0, 1.0), (1.5, 1.0), (3.0, 1.0), (0.0, 0.0), (1.0, 0.0))
 )
-_STEADY_STARTS = tuple(Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5)))
+_STEADY_STARTS = tuple(
+    Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5), (0.75, 0.0, 0.5))
+)
 _SLACK = 0.1  # of the best attempt's distance from the bound: how much longer the next may be
 _MOST_FRUITLESS = 300  # steps without a better attempt, after which the search starts elsewhere
 
