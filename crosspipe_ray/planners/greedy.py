@@ -27,8 +27,10 @@ _STARTS = tuple(
     Bias(patience=(patience,) * 3, goal=goal)
     for patience, goal in ((0.5, 0.0), (1.0, 1.0), (1.5, 1.0), (3.0, 1.0), (0.0, 0.0), (1.0, 0.0))
 )
-_STEADY_STARTS = tuple(Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5)))
-_SLACK = 0.002  # mean share by which the current attempt may get longer
+_STEADY_STARTS = tuple(
+    Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5), (0.75, 0.0, 0.5))
+)
+_SLACK = 0.1  # of the best attempt's distance from the bound: how much longer the next may be
 _MOST_FRUITLESS = 300  # steps without a better attempt, after which the search starts elsewhere
 
 
@@ -111,10 +113,11 @@ class _Search:
         """Tries one more; it becomes the current one if it is not much longer."""
         self._num_steps += 1
         attempt = self._tried(*self._next())
-        slack = self._rng.expovariate(1 / _SLACK)
+        distance_ns = self.best_ns - self._scheduler.bounds.makespan_ns
+        slack_ns = _SLACK * distance_ns * self._rng.expovariate(1.0)
         if self._num_fruitless > _MOST_FRUITLESS:
             self._current, self._num_fruitless = attempt, 0
-        elif attempt.makespan_ns <= self._current.makespan_ns * (1 + slack):
+        elif attempt.makespan_ns <= self._current.makespan_ns + slack_ns:
             self._current = attempt
         self._num_fruitless += 1
         if attempt.makespan_ns < self.best_ns:
