@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from crosspipe_ray.actors.cluster import cluster
+from crosspipe_ray.actors.failures import explain
 from crosspipe_ray.actors.group import StageGroup, clock_folder, stage_group
 from crosspipe_ray.actors.planner import PlannerActor
 from crosspipe_ray.actors.stage import Readiness
@@ -123,14 +125,14 @@ class _Run:
     def _plan(self, earlier: RunProfile | None) -> Plan:
         planner: Any = PlannerActor.remote(self._config, link_profile_of(self._config))
         if earlier:
-            self._profile = ray.get(planner.start_from.remote(earlier))
+            self._profile = _answer(planner.start_from.remote(earlier))
         else:
             self._console.phase("profiling the layers, all ranks at once")
             profiles = self._group.profile(self._config)
-            self._profile = ray.get(planner.learn.remote(profiles))
+            self._profile = _answer(planner.learn.remote(profiles))
         self._console.phase(f"planning ({self._config.planner.method})")
         plan: Plan
-        plan, self._attempts = ray.get(planner.plan.remote())
+        plan, self._attempts = _answer(planner.plan.remote())
         ray.kill(planner)
         self._console.attempts(self._attempts)
         return plan
@@ -245,3 +247,11 @@ class _Run:
         self._console.figures([*headline(summary), ("written to", str(folder.path))])
         for note in notes:
             self._console.phase(note)
+
+
+def _answer(reference: Any) -> Any:
+    """What the planner says, or its error, for the user."""
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise explain({"the planner": error}) from None

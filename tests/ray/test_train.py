@@ -225,6 +225,7 @@ def test_too_little_memory_names_rank_and_bytes(folder: Path, address: str) -> N
     done = train(folder, "--address", address, "--set", f"cluster.regions={regions}")
     assert done.returncode == 3
     assert "rank 0 (us): memory_limit_bytes 1000 is" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert runs(folder) == before
 
 
