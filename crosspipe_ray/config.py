@@ -17,6 +17,8 @@ from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model
 
+_MAX_PORT = 65535
+
 
 class Section(BaseModel):
     """A part of the configuration: frozen, and unknown keys are errors."""
@@ -126,11 +128,20 @@ class LinkConfig(Section):
         None, ge=1, le=MAX_STREAMS, description="default: the cluster's"
     )
 
+    @model_validator(mode="after")
+    def _only_streams_are_counted(self) -> LinkConfig:
+        if self.num_streams is not None and self.transport in ("collective", "object_store"):
+            raise ValueError(
+                f"num_streams {self.num_streams}: only with transport 'streams' or 'auto'"
+            )
+        return self
+
     @property
     def directions(self) -> tuple[tuple[str, str], ...]:
         """The pairs of regions that it is for."""
         there = (self.src, self.dst)
-        return (there, there[::-1]) if self.both_ways else (there,)
+        both_ways = self.both_ways and self.src != self.dst
+        return (there, there[::-1]) if both_ways else (there,)
 
 
 class ClusterConfig(Section):
@@ -154,7 +165,7 @@ class ClusterConfig(Section):
         description="connections per lane over streams; default: the fastest measured, else 8",
     )
     streams_port: int | None = Field(
-        None, ge=1, le=65535, description="of rank 0, the next ones follow; default: any free"
+        None, ge=1, le=_MAX_PORT, description="of rank 0, the next ones follow; default: any free"
     )
     emulate_links: bool = Field(
         False, description="inject the links' latency and bandwidth in the transport"
@@ -174,6 +185,28 @@ class ClusterConfig(Section):
                     raise ValueError(
                         f"link {link.src}->{link.dst}: no region '{end}'; there are {names}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _links_are_given_once(self) -> ClusterConfig:
+        directions = [direction for link in self.links for direction in link.directions]
+        for src, dst in directions:
+            if directions.count((src, dst)) > 1:
+                raise ValueError(
+                    f"links: {src}->{dst} is given twice; a link is both ways unless it says "
+                    "both_ways: false"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _all_ranks_have_a_port(self) -> ClusterConfig:
+        num_ranks = len(self.rank_regions)
+        last = _MAX_PORT - num_ranks + 1
+        if self.streams_port is not None and self.streams_port > last:
+            raise ValueError(
+                f"streams_port {self.streams_port}: {num_ranks} ranks take the ports from there "
+                f"on, so at most {last}"
+            )
         return self
 
     @property

@@ -127,6 +127,18 @@ def test_override_that_is_no_yaml(path: Path) -> None:
             "cluster.links=[{src: us, dst: eu, num_stream: 2}]",
             "cluster.links.0.num_stream: unknown field; did you mean 'num_streams'?",
         ),
+        (
+            "cluster.links=[{src: us, dst: eu, transport: object_store, num_streams: 4}]",
+            "cluster.links.0: num_streams 4: only with transport 'streams' or 'auto'",
+        ),
+        (
+            "cluster.links=[{src: us, dst: eu}, {src: eu, dst: us, codec: int8}]",
+            "cluster: links: us->eu is given twice; a link is both ways unless it says both_ways",
+        ),
+        (
+            "cluster.streams_port=65535",
+            "cluster: streams_port 65535: 3 ranks take the ports from there on, so at most 65533",
+        ),
         ("planner.time_limit_s=.inf", "planner.time_limit_s: input should be a finite number"),
     ],
 )
