@@ -10,58 +10,11 @@ from typing import Any
 import pytest
 
 from crosspipe_ray.benchmarks.paper_tables import published_points
-from crosspipe_ray.cli import main
 from crosspipe_ray.plan import read_plan
 from crosspipe_ray.planners.portfolio import METHODS
+from tests.unit.command import Command
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-
-
-class Command:
-    """Runs ``crosspipe`` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str) -> str:
-        """Its output; it must succeed."""
-        code, out, err = self.run(*arguments)
-        assert code == 0, err
-        return out
-
-    def fails(self, *arguments: str) -> tuple[int, str]:
-        """Its exit code and message; the message is one line, and stdout stays empty."""
-        code, out, err = self.run(*arguments)
-        assert out == ""
-        return code, err
-
-    def run(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["crosspipe", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = self._capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-
-@pytest.fixture
-def crosspipe(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
-
-
-@pytest.fixture
-def problem_file(crosspipe: Command) -> str:
-    crosspipe("problem", "--ranks", "4", "--num-microbatches", "6", "--memory", "1", "-o", "p.json")
-    return "p.json"
-
-
-@pytest.fixture
-def plan_file(crosspipe: Command, problem_file: str) -> str:
-    crosspipe("plan", problem_file, "--method", "zb-h1", "--output", "plan.json")
-    return "plan.json"
 
 
 def edit(name: str, **changes: object) -> None:
