@@ -21,6 +21,8 @@ from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
+from crosspipe_ray.errors import InputError
+
 SWITCH = "CROSSPIPE_COMPILE"
 _LOAD_S = 0.3  # to import numba and read machine code from disk
 _COMPILE_S = 3.0
@@ -42,6 +44,17 @@ class Numbers(Protocol):
     def __getitem__(self, index: slice, /) -> Any: ...
 
     def __setitem__(self, index: Any, value: Any, /) -> None: ...
+
+
+def check_switch() -> None:
+    """Refuses a word that the switch does not know.
+
+    Raises:
+        InputError: says which it does.
+    """
+    wish = os.environ.get(SWITCH)
+    if wish not in (None, "", "always", "never"):
+        raise InputError(f"{SWITCH}={wish}: it must be 'always' or 'never', or not set")
 
 
 class Loop:

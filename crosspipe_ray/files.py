@@ -21,6 +21,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def check_folders(*paths: Path | None) -> None:
+    """Refuses, before the work whose result goes there, files whose folder does not exist.
+
+    Args:
+        paths: files to be written; None: not asked for.
+
+    Raises:
+        InputError: names the file and the folder.
+    """
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}")
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A file to write into, which takes the name of ``path`` once all went well.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pydantic import ValidationError
+
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.parsing import first_problem
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Codec, Link, Problem, Rank, Stage
 
@@ -56,6 +60,13 @@ def generate(recipe: Recipe) -> Problem:
         ProblemError: numbers that do not go together; names the option.
     """
     _check(recipe)
+    try:
+        return _made(recipe)
+    except ValidationError as failure:
+        raise ProblemError(f"no problem comes of that: {first_problem(failure, Problem)}") from None
+
+
+def _made(recipe: Recipe) -> Problem:
     limit = recipe.memory and round(recipe.memory * recipe.num_ranks * recipe.activation_bytes)
     clusters = [_cluster(recipe, rank) for rank in range(recipe.num_ranks)]
     positions = recipe.pattern.positions(
@@ -72,10 +83,18 @@ def generate(recipe: Recipe) -> Problem:
 
 
 def _check(recipe: Recipe) -> None:
+    names = ",".join(recipe.clusters)
     if recipe.num_ranks < len(recipe.clusters):
+        raise ProblemError(f"--clusters {names}: more than the {recipe.num_ranks} ranks")
+    if len(set(recipe.clusters)) < len(recipe.clusters) or not all(recipe.clusters):
+        raise ProblemError(f"--clusters {names}: give names that differ")
+    if recipe.bandwidth_ratio and not recipe.output_bytes:
         raise ProblemError(
-            f"--clusters {','.join(recipe.clusters)}: more than the {recipe.num_ranks} ranks"
+            f"--bandwidth-ratio {recipe.bandwidth_ratio:g}: messages of --output-bytes 0 take no "
+            "time; give them a size, or no ratio"
         )
+    if recipe.memory and math.isinf(recipe.memory):
+        raise ProblemError("--memory inf: leave it out for no limit")
     if not recipe.pattern.allows(recipe.num_visits):
         raise ProblemError(
             f"--stages-per-rank {recipe.num_visits}: the placement "

@@ -30,7 +30,7 @@ def parse_model(model: type[Model], raw: object, *, source: str, error: type[Inp
     try:
         return model.model_validate(raw)
     except ValidationError as failure:
-        raise error(f"{source}: {_first_problem(failure, model)}") from None
+        raise error(f"{source}: {first_problem(failure, model)}") from None
 
 
 def read_json(path: Path, *, error: type[InputError]) -> Any:
@@ -39,8 +39,8 @@ def read_json(path: Path, *, error: type[InputError]) -> Any:
         text = path.read_text()
     except OSError as failure:
         raise error(f"{path}: {failure.strerror}") from None
-    except ValueError as failure:
-        raise error(f"{path}: not JSON: {failure}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: not JSON: no text in UTF-8") from None
     return parse_json(text, source=str(path), error=error)
 
 
@@ -52,7 +52,8 @@ def parse_json(text: str, *, source: str, error: type[InputError]) -> Any:
         raise error(f"{source}: not JSON: {failure}") from None
 
 
-def _first_problem(failure: ValidationError, model: type[BaseModel]) -> str:
+def first_problem(failure: ValidationError, model: type[BaseModel]) -> str:
+    """One line with the first wrong field of a model, and what would be right."""
     errors = failure.errors(include_url=False)
     # A misspelt field is both unknown and missing; its nearest name says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])

@@ -198,6 +198,8 @@ def _is_parquet(path: Path) -> bool:
 
 def _read_json(path: Path) -> _Contents:
     raw = read_json(path, error=PlanError)
+    if isinstance(raw, dict) and "problem" not in raw and "num_microbatches" in raw:
+        raise PlanError(f"{path}: a problem, no plan; make one with `crosspipe plan`")
     file = parse_model(PlanFile, raw, source=str(path), error=PlanError)
     try:
         ranks = spans_per_rank([span_of(entry) for entry in entries] for entries in file.ranks)
@@ -244,6 +246,11 @@ def _check_times(
         raise PlanError(
             f"{path}: makespan_us is {header.makespan_us:.3f}, but its ops take "
             f"{timeline.makespan_ns / 1000:.3f} us; {_EDITED}"
+        )
+    if to_ns(header.lower_bound_us) > timeline.makespan_ns:
+        raise PlanError(
+            f"{path}: lower_bound_us is {header.lower_bound_us:.3f}, more than the makespan_us "
+            f"{header.makespan_us:.3f}; {_EDITED}"
         )
     stated = Spans.of(map(span_of, header.collectives))
     planned = Spans.of(chain.from_iterable(timeline.collectives))

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from crosspipe_ray.ops import WHOLE, parse_op
+from crosspipe_ray.ops import MAX_SUB_BLOCKS, WHOLE, parse_op
 from crosspipe_ray.problem import Problem, Record
 from crosspipe_ray.timeline import Message, Span, Timeline
 
 Status = Literal["proven", "gap", "time_limit"]
+# Within 64 bits, in nanoseconds.
+Moment = Annotated[float, Field(ge=0, le=1e15)]
+RankNumber = Annotated[int, Field(ge=0, lt=1 << 31)]
+PartNumber = Annotated[int, Field(ge=0, le=MAX_SUB_BLOCKS)]
 
 
 class SpanEntry(Record):
     """Something with a start and an end, as a collective."""
 
     op: str
-    start_us: float = Field(ge=0)
-    end_us: float = Field(ge=0)
+    start_us: Moment
+    end_us: Moment
 
 
 class OpEntry(SpanEntry):
     """One op of a rank, or the parts [first, end) of k of one that is split."""
 
-    part: tuple[int, int, int] | None = None
+    part: tuple[PartNumber, PartNumber, PartNumber] | None = None
 
 
 class SendEntry(SpanEntry):
     """One timed message."""
 
-    src: int
-    dst: int
-    arrive_us: float = Field(ge=0)
+    src: RankNumber
+    dst: RankNumber
+    arrive_us: Moment
 
 
 class PlanHeader(Record):
@@ -45,16 +49,16 @@ class PlanHeader(Record):
     method: str
     status: Status
     seed: int = 0
-    makespan_us: float = Field(ge=0)
-    lower_bound_us: float = Field(ge=0)
+    makespan_us: Moment
+    lower_bound_us: Moment
     bubble_ratio: float
     wall_s: float = Field(ge=0)
     problem: Problem
     problem_sha256: str
     collectives: tuple[SpanEntry, ...] = ()
     peak_message_bytes: tuple[int, ...] | None = None
-    p50_us: float | None = Field(None, ge=0)
-    p95_us: float | None = Field(None, ge=0)
+    p50_us: Moment | None = None
+    p95_us: Moment | None = None
 
 
 class PlanFile(PlanHeader):

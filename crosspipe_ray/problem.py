@@ -11,14 +11,20 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.codec import CodecKind, encoded_bytes
 from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.ops import MAX_SUB_BLOCKS
 from crosspipe_ray.parsing import parse_model, read_json
+
+# Sums over a step are to fit in 64 bits, in nanoseconds and in bytes.
+Time = Annotated[float, Field(ge=0, le=1e10)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
+Rate = Annotated[float, Field(ge=1)]
 
 
 class Record(BaseModel):
@@ -31,34 +37,33 @@ class Rank(Record):
     """One stage actor: a device in a cluster that runs one op at a time."""
 
     cluster: str = "default"
-    memory_limit_bytes: int | None = Field(
-        None, ge=0, description="activations (and weights, where stages state them)"
+    memory_limit_bytes: Bytes | None = Field(
+        None, description="activations (and weights, where stages state them)"
     )
-    message_memory_limit_bytes: int | None = Field(
-        None, ge=0, description="received inputs that wait to be used; default: no limit"
+    message_memory_limit_bytes: Bytes | None = Field(
+        None, description="received inputs that wait to be used; default: no limit"
     )
-    op_overhead_us: float = Field(0.0, ge=0, description="fixed cost added to every op of the rank")
+    op_overhead_us: Time = Field(0.0, description="fixed cost added to every op of the rank")
 
 
 class Costs(Record):
     """What one microbatch costs in a stage or layer."""
 
-    forward_us: float = Field(ge=0)
-    backward_input_us: float = Field(ge=0)
-    backward_weight_us: float = Field(ge=0)
-    activation_bytes: int = Field(0, ge=0, description="held from the start of F")
-    freed_by_backward_input_bytes: int = Field(
-        0, ge=0, description="given back when I ends; the rest when W ends"
+    forward_us: Time
+    backward_input_us: Time
+    backward_weight_us: Time
+    activation_bytes: Bytes = Field(0, description="held from the start of F")
+    freed_by_backward_input_bytes: Bytes = Field(
+        0, description="given back when I ends; the rest when W ends"
     )
-    output_bytes: int = Field(0, ge=0, description="sent to the next stage when F ends")
-    input_gradient_bytes: int | None = Field(
+    output_bytes: Bytes = Field(0, description="sent to the next stage when F ends")
+    input_gradient_bytes: Bytes | None = Field(
         None,
-        ge=0,
         description="sent to the previous stage when I or B ends; default: its output_bytes",
     )
-    weight_bytes: int = Field(0, ge=0, description="held all the time")
-    optimizer_bytes: int = Field(
-        0, ge=0, description="held all the time: gradients and optimizer state"
+    weight_bytes: Bytes = Field(0, description="held all the time")
+    optimizer_bytes: Bytes = Field(
+        0, description="held all the time: gradients and optimizer state"
     )
 
     @model_validator(mode="after")
@@ -78,8 +83,8 @@ class Stage(Costs):
     fused_backward: bool | None = Field(
         None, description="B in place of I and W; default: the problem's"
     )
-    gather_us: float = Field(0.0, ge=0, description="data-parallel gather before its first F")
-    reduce_us: float = Field(0.0, ge=0, description="data-parallel reduction after its last W")
+    gather_us: Time = Field(0.0, description="data-parallel gather before its first F")
+    reduce_us: Time = Field(0.0, description="data-parallel reduction after its last W")
     layers: tuple[int, int] | None = Field(
         None, description="[first, end) of the model's layers, where known"
     )
@@ -94,14 +99,13 @@ class Codec(Record):
 
     kind: CodecKind
     element_bytes: Literal[2, 4] = Field(4, description="of a value before the codec")
-    encode_bytes_per_s: float | None = Field(
+    encode_bytes_per_s: Rate | None = Field(
         None,
-        gt=0,
         description="of bytes before the codec; "
         "its time is added to the op that makes the message; default: none",
     )
-    decode_bytes_per_s: float | None = Field(
-        None, gt=0, description="likewise, added to the op that takes the message"
+    decode_bytes_per_s: Rate | None = Field(
+        None, description="likewise, added to the op that takes the message"
     )
 
     def encoded_bytes(self, num_bytes: int) -> int:
@@ -114,24 +118,24 @@ class Link(Record):
 
     src: int | str
     dst: int | str
-    latency_us: float = Field(0.0, ge=0)
-    bandwidth_bytes_per_s: float | None = Field(
-        None, gt=0, description="default: messages do not occupy the channel"
+    latency_us: Time = 0.0
+    bandwidth_bytes_per_s: Rate | None = Field(
+        None, description="default: messages do not occupy the channel"
     )
     channel: str | None = Field(
         None,
         description="links of one channel share it; "
         "'per_pair': the pairs of two clusters do not share",
     )
-    message_overhead_us: float = Field(
-        0.0, ge=0, description="fixed time by which each message occupies the channel"
+    message_overhead_us: Time = Field(
+        0.0, description="fixed time by which each message occupies the channel"
     )
-    bandwidth_curve: tuple[tuple[int, float], ...] | None = Field(
+    bandwidth_curve: tuple[tuple[Bytes, Rate], ...] | None = Field(
         None,
         description="(message bytes, bytes/s) points, interpolated; "
         "in place of bandwidth_bytes_per_s",
     )
-    latency_samples_us: tuple[float, ...] | None = Field(None, description="measured latencies")
+    latency_samples_us: tuple[Time, ...] | None = Field(None, description="measured latencies")
     codec: Codec | None = Field(None, description="default: messages go as they are")
     transport: TransportName | None = Field(
         None, description="that has these times, and carries the messages; default: the run's"
@@ -156,11 +160,8 @@ class Link(Record):
         curve = self.bandwidth_curve
         if curve is not None:
             sizes = [size for size, _ in curve]
-            is_growing = bool(curve) and sizes == sorted(set(sizes)) and sizes[0] >= 0
-            if not is_growing or any(rate <= 0 for _, rate in curve):
-                raise ValueError(
-                    "bandwidth_curve must be points of growing size with rates above 0"
-                )
+            if not curve or sizes != sorted(set(sizes)):
+                raise ValueError("bandwidth_curve must be points of growing size")
         return self
 
 
@@ -171,7 +172,7 @@ class Problem(Record):
     """
 
     version: Literal[1] = 1
-    num_microbatches: int = Field(gt=0)
+    num_microbatches: int = Field(gt=0, le=1_000_000)
     ranks: tuple[Rank, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = ()
     links: tuple[Link, ...] = ()
@@ -181,7 +182,10 @@ class Problem(Record):
         None, gt=0, description="with layers: the placement's; default: searched"
     )
     max_sub_blocks: int = Field(
-        1, ge=1, description="ops may be split in as many parts; crosspipe-greedy does it"
+        1,
+        ge=1,
+        le=MAX_SUB_BLOCKS,
+        description="ops may be split in as many parts; crosspipe-greedy does it",
     )
 
     @model_validator(mode="after")
@@ -265,9 +269,10 @@ def read_problem(path: Path) -> Problem:
     Raises:
         ProblemError: one line that names the file and the field.
     """
-    return parse_model(
-        Problem, read_json(path, error=ProblemError), source=str(path), error=ProblemError
-    )
+    raw = read_json(path, error=ProblemError)
+    if isinstance(raw, dict) and "problem_sha256" in raw:
+        raise ProblemError(f"{path}: a plan, no problem; the problem that it is for stands in it")
+    return parse_model(Problem, raw, source=str(path), error=ProblemError)
 
 
 def problem_json(problem: Problem) -> dict[str, object]:

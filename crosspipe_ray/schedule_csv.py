@@ -38,7 +38,9 @@ def to_csv(schedule: Schedule) -> str:
         ScheduleError: ops are split, for which it has no word.
     """
     if schedule.parts is not None:
-        raise ScheduleError("ops are split in parts, which torch's CSV has no word for")
+        raise ScheduleError(
+            "ops are split in parts, for which torch's CSV has no word; plan without max_sub_blocks"
+        )
     return "".join(",".join(map(str, ops)) + "\n" for ops in schedule.ranks)
 
 

@@ -36,7 +36,7 @@ def compare(
     """Compare methods on one problem."""
     from rich.console import Console
 
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.planners.comparison import compare as compare_methods
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import METHODS, Budget
@@ -44,6 +44,7 @@ def compare(
     from crosspipe_ray.report.console import attempts_table
     from crosspipe_ray.report.markdown import attempts_markdown
 
+    check_folders(svg, output)
     names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
     budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
     attempts = compare_methods(read_problem(problem_file), methods=names, budget=budget)
@@ -64,10 +65,11 @@ def paper_tables(
 ) -> None:
     """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""
     from crosspipe_ray.benchmarks.paper_tables import published_points, report_lines, rows
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Budget
 
+    check_folders(output)
     points = [point for point in published_points() if table in (None, point.table)]
     budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
     pieces = []

@@ -55,12 +55,12 @@ def probe(
     """Measure the links between regions, both ways, over each transport."""
     from crosspipe_ray.config import load_config
     from crosspipe_ray.errors import InputError
+    from crosspipe_ray.files import check_folders
     from crosspipe_ray.link_profile import write_link_profile
 
     if not (config or address):
         raise InputError("give --config CONFIG.yaml of a run, or --address of a Ray cluster")
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
+    check_folders(output)
     run = load_config(config) if config else None  # before Ray is imported
     from crosspipe_ray.actors.probe import DEFAULT_CARRIERS
     from crosspipe_ray.actors.probe import probe as measure

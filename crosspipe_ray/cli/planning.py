@@ -61,7 +61,9 @@ def add_commands(app: typer.Typer) -> None:
 def problem(
     ranks: Annotated[int, typer.Option(min=1, help="Number of ranks.")],
     num_microbatches: Annotated[int, typer.Option(min=1)],
-    clusters: Annotated[str, typer.Option(help="Names in pipeline order, by comma.")] = "us,eu",
+    clusters: Annotated[
+        str | None, typer.Option(help="Names in pipeline order, by comma; default: us,eu.")
+    ] = None,
     placement: Annotated[PlacementName, typer.Option()] = PlacementName.ONE_PER_RANK,
     stages_per_rank: Annotated[
         int | None, typer.Option(min=1, help="Default: 1, or 2 for waves and loops.")
@@ -82,14 +84,16 @@ def problem(
     output: Output = None,
 ) -> None:
     """Make a planning problem from a few numbers."""
+    from crosspipe_ray.files import check_folders
     from crosspipe_ray.generator import Recipe, generate
     from crosspipe_ray.planners.placement import Pattern
     from crosspipe_ray.problem import problem_json
 
+    check_folders(output)
     recipe = Recipe(
         num_ranks=ranks,
         num_microbatches=num_microbatches,
-        clusters=tuple(name.strip() for name in clusters.split(","))[:ranks],
+        clusters=("us", "eu")[:ranks] if clusters is None else _names(clusters),
         pattern=Pattern(placement.value),
         num_stages_per_rank=stages_per_rank,
         forward_us=forward_us,
@@ -120,6 +124,7 @@ def plan(
 ) -> None:
     """Plan a problem: the order of every op and message."""
     from crosspipe_ray.errors import ProblemError
+    from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Attempt, Budget
@@ -133,6 +138,7 @@ def plan(
         return
     if problem_file is None:
         raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
+    check_folders(output)
     its_problem = read_problem(problem_file)
     if output:
         check_can_hold(output, its_problem.least_num_ops)
@@ -165,13 +171,14 @@ def show(
     trace: Annotated[Path | None, typer.Option(help="Also write a Perfetto trace.")] = None,
 ) -> None:
     """Show a plan's timeline."""
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.link_choice import named_carriers
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.svg import timeline_svg
     from crosspipe_ray.report.text import timeline_text
     from crosspipe_ray.report.trace import trace_events
 
+    check_folders(svg, trace)
     chosen = read_plan(file)
     clusters = [rank.cluster for rank in chosen.problem.ranks]
     panels = [(chosen.method, chosen.timeline)]
@@ -195,12 +202,18 @@ def export(
     output: Output = None,
 ) -> None:
     """Write a plan's compute ops for another program."""
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.errors import ScheduleError
+    from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.schedule_csv import to_csv
 
     assert format_ is ExportFormat.TORCH_CSV, "the only format"
-    text = to_csv(read_plan(file).schedule)
+    check_folders(output)
+    order = read_plan(file).schedule
+    try:
+        text = to_csv(order)
+    except ScheduleError as error:
+        raise ScheduleError(f"{file}: {error}") from None
     if output:
         write_atomically(output, text)
     else:
@@ -223,6 +236,10 @@ def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
     typer.echo(json.dumps(models[name].model_json_schema(), indent=2))
 
 
+def _names(by_comma: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in by_comma.split(","))
+
+
 def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import read_problem
@@ -241,17 +258,17 @@ def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
 def _print_methods() -> None:
     from crosspipe_ray.planners.portfolio import AUTO, METHODS
 
+    width = max(map(len, METHODS))
     for method in METHODS.values():
-        typer.echo(f"{method.name:12} {method.summary}")
-    typer.echo(f"{AUTO:12} all of these that fit; the shortest wins")
+        typer.echo(f"{method.name:{width}} {method.summary}")
+    typer.echo(f"{AUTO:{width}} all of these that fit; the shortest wins")
 
 
 def _print_plan(console: Console, chosen: Plan) -> None:
     timeline = chosen.timeline
     console.print(
         f"{chosen.method}: makespan {timeline.makespan_ns / 1e6:.3f} ms, "
-        f"lower bound {chosen.lower_bound_ns / 1e6:.3f} ms (gap {chosen.gap:.2%}, "
-        f"{chosen.status}), "
+        f"lower bound {chosen.lower_bound_ns / 1e6:.3f} ms ({_verdict(chosen)}), "
         f"bubble {timeline.bubble_ratio:.1%}, planned in {chosen.wall_s:.2f} s",
         highlight=False,
     )
@@ -262,6 +279,14 @@ def _print_plan(console: Console, chosen: Plan) -> None:
             highlight=False,
         )
     _print_codecs(console, chosen)
+
+
+def _verdict(chosen: Plan) -> str:
+    """How far from the bound, and why the search ended."""
+    if chosen.status == "proven":
+        return "proven optimal"
+    is_cut_short = chosen.status == "time_limit"
+    return f"gap at most {chosen.gap:.2%}" + ", out of time" * is_cut_short
 
 
 def _print_codecs(console: Console, chosen: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from crosspipe_ray.carriers import DEFAULT_NUM_STREAMS, MAX_STREAMS, Carrier
+from crosspipe_ray.carriers import MAX_STREAMS, Wish
 from crosspipe_ray.errors import InputError
 
 Address = Annotated[
@@ -70,8 +70,9 @@ def rehearse(
         TransportName | None, typer.Option(help="For all links; default: what the plan names.")
     ] = None,
     num_streams: Annotated[
-        int, typer.Option(min=1, max=MAX_STREAMS, help="Per lane, with --transport streams.")
-    ] = DEFAULT_NUM_STREAMS,
+        int | None,
+        typer.Option(min=1, max=MAX_STREAMS, help="Per lane, with --transport streams; default 8."),
+    ] = None,
     emulate_links: Annotated[
         bool, typer.Option(help="Inject the problem's links; off where the links are real.")
     ] = True,
@@ -91,7 +92,9 @@ def rehearse(
         raise InputError(
             "--corrected: emulated links are what the plan says; rehearse with --no-emulate-links"
         )
-    from crosspipe_ray.files import write_atomically
+    if num_streams and transport is not TransportName.STREAMS:
+        raise InputError("--num-streams: only --transport streams has them; give both")
+    from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.link_correction import corrected_links
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import problem_json
@@ -99,6 +102,7 @@ def rehearse(
     from crosspipe_ray.report.prediction import rehearsal_markdown
     from crosspipe_ray.report.svg import timeline_svg
 
+    check_folders(svg, corrected)
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
     from crosspipe_ray.actors.rehearsal import rehearse as run
 
@@ -106,7 +110,7 @@ def rehearse(
     done = run(
         chosen,
         num_steps=steps,
-        carrier=Carrier(transport.value, num_streams) if transport else None,
+        carrier=Wish(transport.value, num_streams).unmeasured if transport else None,
         address=address,
         region_label=region_label,
         emulate_links=emulate_links,

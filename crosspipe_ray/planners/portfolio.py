@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from crosspipe_ray.compiled import check_switch
 from crosspipe_ray.costs import check_memory_suffices
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
@@ -77,10 +78,12 @@ def plan(
         on_attempt: told of each method and placement as it is done.
 
     Raises:
-        ProblemError: no such method, or the problem has not the placement that the method needs.
+        InputError: no such method, or the problem has not the placement that the method needs; or
+            the variable that decides about compilation says neither always nor never.
         InfeasibleError: memory is too small.
     """
     check_method(method)
+    check_switch()
     clock = _Clock(budget or Budget())
     places = [_Place(problem, each) for each in candidates(problem, patterns)]
     attempts = []

@@ -122,7 +122,7 @@ def _at_quantile(link: Link, quantile: float) -> Link:
 
 def _on_links(attempt: Attempt, links: Sequence[Link], bounds: dict[str, int]) -> Attempt:
     """The same order on the clock of other latencies; a new bound is noted in ``bounds``."""
-    placement, made = f"{attempt.placement}, slow links", attempt.plan
+    placement, made = f"{attempt.placement}, slow", attempt.plan
     if made is None:
         return replace(attempt, placement=placement)
     problem = made.problem.with_links(links)

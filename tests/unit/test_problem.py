@@ -127,7 +127,7 @@ def test_digest_changes_with_the_problem() -> None:
         ({"links": [{"src": 0, "dst": 1, "latency_us": -1}]}, "links.0.latency_us: input should"),
         (
             {"links": [{"src": 0, "dst": 1, "bandwidth_bytes_per_s": 0}]},
-            "links.0.bandwidth_bytes_per_s: input should be greater than 0 (got 0)",
+            "links.0.bandwidth_bytes_per_s: input should be greater than or equal to 1 (got 0)",
         ),
         (
             {"links": [{"src": 0, "dst": 1, "bandwidth_curve": [[2, 1], [1, 1]]}]},
