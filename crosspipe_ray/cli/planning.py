@@ -305,13 +305,13 @@ def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("rank", "cluster", "busy", "idle", "peak memory", "peak messages"):
         table.add_column(column, justify="left" if column == "cluster" else "right")
-    busy_ns = timeline.busy_ns
+    busy_ns, idle_ns = timeline.busy_ns, timeline.idle_ns
     for rank, each in enumerate(its_problem.ranks):
         table.add_row(
             str(rank),
             each.cluster,
             f"{busy_ns[rank] / 1e6:.3f} ms",
-            f"{(timeline.makespan_ns - busy_ns[rank]) / 1e6:.3f} ms",
+            f"{idle_ns[rank] / 1e6:.3f} ms",
             format_bytes(timeline.peak_memory_bytes[rank]),
             format_bytes(timeline.peak_message_bytes[rank]),
         )

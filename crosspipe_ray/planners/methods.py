@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.planners import fixed
-from crosspipe_ray.planners.bounds import Bounds, bounds_of
+from crosspipe_ray.planners.bounds import Bounds
 from crosspipe_ray.planners.cpsat import solve
 from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy_order
 from crosspipe_ray.planners.improve import improved
@@ -73,10 +73,6 @@ class Method:
     pattern: Pattern | None
     search: Callable[[Problem, Bounds, Budget, Order | None], Found]
     is_search: bool = False
-
-    def schedule(self, problem: Problem, budget: Budget) -> Schedule:
-        """The schedule for a problem with stages."""
-        return self.search(problem, bounds_of(problem), budget, None).order.schedule
 
 
 def _fixed(

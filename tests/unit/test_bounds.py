@@ -22,7 +22,8 @@ def test_no_schedule_is_shorter(problem: Problem) -> None:
         if method.name == "optimal":
             continue  # test_cpsat, with a time limit of its own
         try:
-            schedule = method.schedule(problem, BUDGET)
+            found = method.search(problem, bounds_of(problem), BUDGET, None)
+            schedule = found.order.schedule
             validate(problem, schedule)
         except (InputError, ScheduleError):
             continue  # it needs another placement, or more memory

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.compiled import SWITCH
-from crosspipe_ray.planners.bounds import lower_bound_ns
+from crosspipe_ray.planners.bounds import bounds_of, lower_bound_ns
 from crosspipe_ray.planners.fixed import gpipe, zb_h1, zb_v
 from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.improve import improved
@@ -111,7 +111,8 @@ def test_good_enough_is_left_alone() -> None:
 def test_method_starts_from_greedy_and_says_when_the_clock_ended_it() -> None:
     problem = regions_problem(4, 8, memory=2, latency_us=1.0, occupancy_us=0.5)
     budget = Budget(time_limit_s=60.0, iterations=3)
-    first, again = (METHODS["improve"].schedule(problem, budget) for _ in range(2))
-    validate(problem, first)
-    assert first == again
-    assert METHODS["improve"].schedule(problem, replace(budget, time_limit_s=0.0))
+    search, bounds = METHODS["improve"].search, bounds_of(problem)
+    first, again = (search(problem, bounds, budget, None) for _ in range(2))
+    validate(problem, first.order.schedule)
+    assert (first.order.schedule, first.is_cut_short) == (again.order.schedule, False)
+    assert search(problem, bounds, replace(budget, time_limit_s=0.0), None).is_cut_short
