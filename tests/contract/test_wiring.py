@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.engine.transports import host_store
 from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.transports.streams.issuing import issue
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError, RunError
 
@@ -76,3 +78,26 @@ def test_credentials_are_readable_by_their_owner_alone_and_do_not_stay() -> None
         folder = credentials.key.parent
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("authority.pem", "nothing", "no usable certificates in {folder}/rank.pem, {folder}/rank"),
+        ("rank.key", "nothing", "no usable certificates in {folder}/rank.pem, {folder}/rank.key"),
+        ("token", "ab", "{folder}/token: a token is 32 or more hexadecimal digits"),
+        ("token", "zz" * 32, "{folder}/token: a token is 32 or more hexadecimal digits"),
+        ("token", None, "{folder}/token: No such file or directory; a folder of credentials has"),
+    ],
+)
+def test_wrong_credentials_name_the_file_of_the_user(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    issue(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        RunSecrets.read(tmp_path)
+    assert str(caught.value).startswith(message.format(folder=tmp_path))
+    assert "\n" not in str(caught.value)

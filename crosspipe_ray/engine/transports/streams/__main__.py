@@ -20,6 +20,9 @@ def main() -> int:
     try:
         folder.mkdir(mode=0o700, parents=True)
         issue(folder)
+    except FileExistsError:
+        print(f"{folder}: is there already; every run has a folder of its own", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"{folder}: {error.strerror}", file=sys.stderr)
         return 2

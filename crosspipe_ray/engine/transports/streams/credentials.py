@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crosspipe_ray.errors import ConfigError
 
-_MIN_TOKEN_BYTES = 16
+MIN_TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class Credentials:
     name: str = "crosspipe"
 
     def __post_init__(self) -> None:
-        if len(self.token) < _MIN_TOKEN_BYTES:
-            raise ValueError(f"a token of {len(self.token)} bytes: at least {_MIN_TOKEN_BYTES}")
+        if len(self.token) < MIN_TOKEN_BYTES:
+            raise ValueError(f"a token of {len(self.token)} bytes: at least {MIN_TOKEN_BYTES}")
 
     def server_context(self) -> ssl.SSLContext:
         """For the receiving end; it asks the sender for a certificate.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosspipe_ray.engine.transports.streams.credentials import Credentials
+from crosspipe_ray.engine.transports.streams.credentials import MIN_TOKEN_BYTES, Credentials
 from crosspipe_ray.errors import ConfigError
 
 _AUTHORITY, _CERTIFICATE, _KEY, _TOKEN = _FILES = (
@@ -54,39 +54,27 @@ class RunSecrets:
         """Those in a folder.
 
         Raises:
-            ConfigError: a file is missing.
+            ConfigError: a file is missing or wrong.
         """
         try:
-            return cls({name: (folder / name).read_bytes() for name in _FILES})
+            found = cls({name: (folder / name).read_bytes() for name in _FILES})
         except OSError as error:
             raise ConfigError(
                 f"{error.filename}: {error.strerror}; a folder of credentials has "
                 f"{', '.join(_FILES)}: make one with "
                 "`python -m crosspipe_ray.engine.transports.streams FOLDER`"
             ) from None
+        _credentials(folder).server_context()  # says now, and of this folder, what is wrong
+        return found
 
     @contextmanager
     def unpacked(self) -> Iterator[Credentials]:
-        """As files that nobody else can read, for as long as it takes to connect.
-
-        Raises:
-            ConfigError: the token is no good.
-        """
+        """As files that nobody else can read, for as long as it takes to connect."""
         with tempfile.TemporaryDirectory(prefix="crosspipe-") as name:
             folder = Path(name)
             for file, content in self.files.items():
                 (folder / file).write_bytes(content)
-            try:
-                token = bytes.fromhex(self.files[_TOKEN].decode())
-                credentials = Credentials(
-                    certificate=folder / _CERTIFICATE,
-                    key=folder / _KEY,
-                    authority=folder / _AUTHORITY,
-                    token=token,
-                )
-            except ValueError as error:
-                raise ConfigError(f"streams: file {_TOKEN}: {error}") from None
-            yield credentials
+            yield _credentials(folder)
 
 
 def issue(folder: Path) -> None:
@@ -109,3 +97,17 @@ def issue(folder: Path) -> None:
     (folder / _TOKEN).write_text(secrets.token_hex(_TOKEN_BYTES))
     for name in _FILES:
         (folder / name).chmod(0o600)
+
+
+def _credentials(folder: Path) -> Credentials:
+    try:
+        return Credentials(
+            certificate=folder / _CERTIFICATE,
+            key=folder / _KEY,
+            authority=folder / _AUTHORITY,
+            token=bytes.fromhex((folder / _TOKEN).read_text()),
+        )
+    except ValueError:
+        raise ConfigError(
+            f"{folder / _TOKEN}: a token is {2 * MIN_TOKEN_BYTES} or more hexadecimal digits"
+        ) from None
