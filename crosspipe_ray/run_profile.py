@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from crosspipe_ray.config import Config, ModelConfig
 from crosspipe_ray.correction import (
@@ -62,6 +62,13 @@ class Workload(Record):
             num_threads=training.num_threads,
         )
 
+    @property
+    def values(self) -> dict[str, object]:
+        """By the names of the configuration's fields."""
+        values = self.model_dump()
+        model = values.pop("model")
+        return {f"model.{name}": value for name, value in model.items()} | values
+
 
 class RunProfile(Record):
     """What a plan is made from."""
@@ -75,25 +82,28 @@ class RunProfile(Record):
     problem: Problem = Field(description="with the costs of every layer, not placed yet")
     dispersions: tuple[Dispersion, ...] = Field(description="by layer")
 
+    @model_validator(mode="after")
+    def _every_layer_was_measured(self) -> RunProfile:
+        wanted = self.workload.model.num_pipeline_layers
+        measured = {"problem.layers": self.problem.layers, "dispersions": self.dispersions}
+        for name, each in measured.items():
+            if len(each) != wanted:
+                raise ValueError(f"{name}: has {len(each)} layers, the model {wanted}")
+        return self
+
     def check_fits(self, config: Config) -> None:
         """Refuses a run that these costs say nothing about.
 
         Raises:
             InputError: names what differs.
         """
-        own, other = Workload.of(config), self.workload
-        expected: list[tuple[str, object, object]] = [
-            *((name, getattr(own, name), getattr(other, name)) for name in Workload.model_fields),
-            (
-                "ranks",
-                list(config.cluster.rank_regions),
-                [rank.cluster for rank in self.problem.ranks],
-            ),
-        ]
-        for name, wanted, measured in expected:
-            if wanted != measured:
+        own, other = Workload.of(config).values, self.workload.values
+        own["regions of the ranks"] = ", ".join(config.cluster.rank_regions)
+        other["regions of the ranks"] = ", ".join(rank.cluster for rank in self.problem.ranks)
+        for name, wanted in own.items():
+            if wanted != other[name]:
                 raise InputError(
-                    f"--profile: was measured for another run: its {name} is {measured}, "
+                    f"--profile: was measured for another run: {name} {other[name]}, "
                     f"this one's {wanted}"
                 )
 

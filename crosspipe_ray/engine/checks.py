@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.link_codecs import codecs_of, planned_codecs
-from crosspipe_ray.engine.planning import link_profile_of, patterns_of
+from crosspipe_ray.engine.planning import link_profile_of, patterns_of, problem_again
 from crosspipe_ray.errors import ConfigError, InputError, PlanError
 from crosspipe_ray.planners.portfolio import check_method
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.run_profile import RunProfile
 from crosspipe_ray.training.data import Split, TokenDataset, read_info
 
 
@@ -107,23 +108,39 @@ def check_fits(config: Config, problem: Problem) -> None:
         raise PlanError(
             "the plan puts the first and the last stage of a tied model on different ranks"
         )
-    check_carriers(config, problem)
+    _check_carriers(
+        config,
+        problem,
+        origin="the plan sends",
+        remedy="set cluster.transport=auto to run it as it is",
+    )
 
 
-def check_carriers(config: Config, problem: Problem) -> None:
-    """Refuses a plan with a link over what the configuration does not want there.
+def check_profile_fits(config: Config, profile: RunProfile) -> None:
+    """Refuses the profile of an earlier run that says nothing about this one.
 
     Raises:
-        PlanError: names the link.
+        InputError: names what differs.
     """
+    profile.check_fits(config)
+    _check_carriers(
+        config,
+        problem_again(config, profile, link_profile_of(config)),
+        origin="--profile: it was measured",
+        remedy="give --links of that transport, or leave out --profile",
+    )
+
+
+def _check_carriers(config: Config, problem: Problem, *, origin: str, remedy: str) -> None:
+    """Refuses a link over what the configuration does not want there; names it."""
     clusters = [rank.cluster for rank in problem.ranks]
     for link in problem.links:
         ends = [end if isinstance(end, str) else clusters[end] for end in (link.src, link.dst)]
         wish = config.cluster.wish(*ends)
         if link.carrier is not None and not wish.allows(link.carrier):
             raise PlanError(
-                f"the plan sends over {link.carrier} from {link.src} to {link.dst}, the config "
-                f"asks for {wish}; set cluster.transport=auto to run it as it is"
+                f"{origin} over {link.carrier} from {link.src} to {link.dst}, the config "
+                f"asks for {wish}; {remedy}"
             )
 
 

@@ -19,7 +19,7 @@ from crosspipe_ray.actors.stage import Readiness
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.checks import (
     check_before_start,
-    check_carriers,
+    check_profile_fits,
     check_same_data,
     complete,
 )
@@ -27,7 +27,6 @@ from crosspipe_ray.engine.links import emulation_of
 from crosspipe_ray.engine.planning import (
     link_profile_of,
     one_f_one_b_makespan_ns,
-    problem_again,
 )
 from crosspipe_ray.engine.setup import assignments
 from crosspipe_ray.link_choice import carriers_of
@@ -82,8 +81,7 @@ def train(
         assignments(config, given)  # refuses a plan for another run before anything starts
     earlier = read_run_profile(profile_file) if profile_file else None
     if earlier:
-        earlier.check_fits(config)
-        check_carriers(config, problem_again(config, earlier, link_profile_of(config)))
+        check_profile_fits(config, earlier)
     settings, regions = config.cluster, config.cluster.rank_regions
     console.phase(f"starting {len(regions)} ranks in {', '.join(dict.fromkeys(regions))}")
     with (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from crosspipe_ray.config import Config
+from crosspipe_ray.engine.checks import check_profile_fits
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.planning import plan_of, problem_again, profile_of
 from crosspipe_ray.errors import InputError
@@ -129,10 +130,24 @@ def test_the_profile_of_another_run_is_refused() -> None:
     run = config()
     seen = profile(run)
     seen.check_fits(run)
-    with pytest.raises(InputError, match="another run: its microbatch_size is 2, this one's 4"):
+    with pytest.raises(InputError, match="another run: microbatch_size 2, this one's 4"):
         seen.check_fits(config(batch_size=2 * run.training.batch_size))
-    with pytest.raises(InputError, match="its dtype is float32, this one's bfloat16"):
+    with pytest.raises(InputError, match="another run: dtype float32, this one's bfloat16"):
         seen.check_fits(config(dtype="bfloat16"))
+    deeper = run.model.model_copy(update={"num_layers": 9})
+    with pytest.raises(InputError, match=r"another run: model\.num_layers 4, this one's 9$"):
+        seen.check_fits(run.model_copy(update={"model": deeper}))
+
+
+def test_a_profile_over_another_transport_is_refused() -> None:
+    run = config()
+    streams = run.cluster.model_copy(update={"transport": "streams"})
+    expected = (
+        r"^--profile: it was measured over collective from us to eu, the config asks for streams; "
+        r"give --links of that transport, or leave out --profile$"
+    )
+    with pytest.raises(InputError, match=expected):
+        check_profile_fits(run.model_copy(update={"cluster": streams}), profile(run))
 
 
 def test_a_wrong_file_names_its_field(tmp_path: Path) -> None:
@@ -141,6 +156,9 @@ def test_a_wrong_file_names_its_field(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"source": "guess"}))
     with pytest.raises(InputError, match=r"profile\.json: source"):
+        read_run_profile(file)
+    file.write_text(json.dumps(content | {"dispersions": content["dispersions"][:2]}))
+    with pytest.raises(InputError, match=r"json: .*dispersions: has 2 layers, the model 6"):
         read_run_profile(file)
     with pytest.raises(InputError, match=r"next_profile\.json: No such file"):
         read_run_profile(tmp_path)
