@@ -10,6 +10,7 @@ import typer
 
 from crosspipe_ray.carriers import MAX_STREAMS, Carrier
 from crosspipe_ray.cli.running import Address, TransportName
+from crosspipe_ray.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,6 @@ def probe(
 ) -> None:
     """Measure the links between regions, both ways, over each transport."""
     from crosspipe_ray.config import load_config
-    from crosspipe_ray.errors import InputError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.link_profile import write_link_profile
 
@@ -121,7 +121,9 @@ def _carriers(
     """What is asked for; by default all that are known."""
     wanted = {name.value for name in transports or TransportName}
     carriers = [each for each in known if each.transport in wanted]
-    if num_streams and "streams" in wanted:
+    if num_streams and "streams" not in wanted:
+        raise InputError("--num-streams: only --transport streams has them; give both")
+    if num_streams:
         others = [each for each in carriers if each.transport != "streams"]
         carriers = others + [Carrier("streams", number) for number in dict.fromkeys(num_streams)]
     return carriers

@@ -283,10 +283,12 @@ def _print_plan(console: Console, chosen: Plan) -> None:
 
 def _verdict(chosen: Plan) -> str:
     """How far from the bound, and why the search ended."""
+    from crosspipe_ray.report.console import rounded_up
+
     if chosen.status == "proven":
         return "proven optimal"
     is_cut_short = chosen.status == "time_limit"
-    return f"gap at most {chosen.gap:.2%}" + ", out of time" * is_cut_short
+    return f"gap at most {rounded_up(chosen.gap, 2)}" + ", out of time" * is_cut_short
 
 
 def _print_codecs(console: Console, chosen: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.timeline import Timeline
 
 ATTEMPT_COLUMNS = ("method", "placement", "makespan", "gap", "bubble", "peak memory", "seconds")
+_ROUNDING = 1e-6  # of a share in floats
 
 
 class RunConsole:
@@ -95,7 +97,7 @@ def attempt_row(attempt: Attempt, plan: Plan) -> tuple[str, ...]:
         attempt.method,
         attempt.placement,
         f"{plan.timeline.makespan_ns / 1e6:.2f} ms",
-        "proven" if plan.status == "proven" else f"<= {plan.gap:.1%}",
+        "proven" if plan.status == "proven" else f"<= {rounded_up(plan.gap, 1)}",
         f"{plan.timeline.bubble_ratio:.1%}",
         format_bytes(max(plan.timeline.peak_memory_bytes)),
         f"{plan.wall_s:.2f}",
@@ -110,6 +112,16 @@ def reasons(attempts: Sequence[Attempt]) -> list[str]:
         for attempt in attempts
         if attempt.error
     ]
+
+
+def rounded_up(share: float, num_digits: int) -> str:
+    """A share that something is at most, in percent.
+
+    >>> rounded_up(0.0001, 1), rounded_up(0.1, 1), rounded_up(0.28571, 2)
+    ('0.1%', '10.0%', '28.58%')
+    """
+    scale = 10**num_digits
+    return f"{math.ceil(100 * scale * share - _ROUNDING) / scale:.{num_digits}f}%"
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -12,6 +12,7 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.report.clocks import clocks_markdown
 from crosspipe_ray.report.codec_savings import codecs_line
+from crosspipe_ray.report.console import rounded_up
 from crosspipe_ray.report.prediction import Prediction, predictions_markdown
 from crosspipe_ray.run_profile import NEXT_PROFILE_NAME, RunProfile
 
@@ -197,7 +198,7 @@ def _attempt_row(attempt: Attempt) -> str:
 def _quality(plan: Plan) -> str:
     if plan.status == "proven":
         return "proven optimal for its placement"
-    return f"at most {plan.gap:.1%} above the lower bound of its placement"
+    return f"at most {rounded_up(plan.gap, 1)} above the lower bound of its placement"
 
 
 def _ms(seconds: float) -> str:

@@ -70,6 +70,13 @@ def test_links_may_differ_from_the_cluster_in_transport_and_streams(path: Path) 
     assert cluster.wish("eu", "us").unmeasured == Carrier()
 
 
+def test_a_link_within_a_region_has_one_direction(path: Path) -> None:
+    link = "cluster.links=[{src: us, dst: us, transport: streams}]"
+    cluster = load_config(path, overrides=[link]).cluster
+    assert cluster.wish("us", "us") == Wish("streams")
+    assert cluster.links[0].directions == (("us", "us"),)
+
+
 def test_dump_reads_back(path: Path) -> None:
     config = load_config(path)
     assert Config.model_validate(yaml.safe_load(dump_config(config))) == config

@@ -34,6 +34,10 @@ def complaint(
     [
         (["probe", "-o", "links.json"], "give --config CONFIG.yaml of a run, or --address"),
         (["probe", "-o", "no/l.json", "--address", "a:1"], "there is no folder no"),
+        (
+            "probe -o l.json --address a:1 --transport collective --num-streams 4".split(),
+            "--num-streams: only --transport streams has them",
+        ),
         (["probe", "-o", "links.json", "--config", "no.yaml"], "no.yaml: No such file"),
         (["probe", "-o", "l.json", "--address", "127.0.0.1:1"], "nothing answers there"),
         (["doctor", "--address", "127.0.0.1:1"], "nothing answers there"),
