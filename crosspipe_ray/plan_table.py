@@ -93,7 +93,10 @@ def read_metadata(path: Path) -> str:
         metadata = pq.read_schema(path).metadata or {}
     if _METADATA not in metadata:
         raise PlanError(f"{path}: no plan: its metadata has no {_METADATA.decode()}")
-    return str(metadata[_METADATA], "utf-8")
+    try:
+        return str(metadata[_METADATA], "utf-8")
+    except UnicodeDecodeError:
+        raise PlanError(f"{path}: metadata {_METADATA.decode()}: no text in UTF-8") from None
 
 
 def read_table(path: Path, num_ranks: int) -> tuple[PerRank[Spans], Parts | None, Messages]:
@@ -116,6 +119,8 @@ def read_table(path: Path, num_ranks: int) -> tuple[PerRank[Spans], Parts | None
             _columns(file.read_row_group(group, columns=schema.names), limits)
             for group in range(file.num_row_groups)
         ]
+    if not groups:
+        raise PlanError(f"{path}: has no ops")
     (rank, *spans), parts, sends = (
         [np.concatenate(pieces) for pieces in zip(*columns, strict=True)]
         for columns in zip(*groups, strict=True)
@@ -139,7 +144,7 @@ def _reading(path: Path) -> Iterator[None]:
     except _RowError as error:
         raise PlanError(f"{path}: {error}") from None
     except pa.ArrowException as error:
-        raise PlanError(f"{path}: not Parquet: {error}") from None
+        raise PlanError(f"{path}: not the Parquet of a plan: {error}") from None
 
 
 def _schema(*, has_parts: bool) -> Any:

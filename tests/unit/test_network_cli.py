@@ -35,7 +35,7 @@ def complaint(
         (["probe", "-o", "links.json"], "give --config CONFIG.yaml of a run, or --address"),
         (["probe", "-o", "no/l.json", "--address", "a:1"], "there is no folder no"),
         (
-            "probe -o l.json --address a:1 --transport collective --num-streams 4".split(),
+            ["probe", "-o", "l", "--address=a:1", "--transport=collective", "--num-streams=4"],
             "--num-streams: only --transport streams has them",
         ),
         (["probe", "-o", "links.json", "--config", "no.yaml"], "no.yaml: No such file"),

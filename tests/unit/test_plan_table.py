@@ -150,5 +150,17 @@ def test_cut_file_is_refused(tmp_path: Path, made: Plan) -> None:
     path = tmp_path / "plan.parquet"
     write_plan(made, path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(PlanError, match=r"plan\.parquet: not Parquet: "):
+    with pytest.raises(PlanError, match=r"plan\.parquet: not the Parquet of a plan: "):
+        read_plan(path)
+
+
+def test_a_file_without_rows_or_with_other_metadata_is_refused(tmp_path: Path, made: Plan) -> None:
+    path = tmp_path / "plan.parquet"
+    write_plan(made, path)
+    table = pq.read_table(path)
+    pq.ParquetWriter(path, table.schema).close()
+    with pytest.raises(PlanError, match=r"plan\.parquet: has no ops$"):
+        read_plan(path)
+    pq.write_table(table.replace_schema_metadata({"crosspipe_plan": b"\xff"}), path)
+    with pytest.raises(PlanError, match=r"plan\.parquet: metadata crosspipe_plan: no text in UTF"):
         read_plan(path)

@@ -91,7 +91,7 @@ def test_other_and_broken_parquet(crosspipe: Command, problem_file: str) -> None
         "error: other.parquet: no plan: its metadata has no crosspipe_plan\n",
     )
     code, error = crosspipe.fails("simulate", "cut.parquet")
-    assert (code, error.startswith("error: cut.parquet: not Parquet: ")) == (2, True)
+    assert (code, error.startswith("error: cut.parquet: not the Parquet of a plan: ")) == (2, True)
     assert error.count("\n") == 1
     assert "makespan 21.000 ms" in crosspipe("simulate", "named.json")
 
