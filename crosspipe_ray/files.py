@@ -22,16 +22,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def check_folders(*paths: Path | None) -> None:
-    """Refuses, before the work whose result goes there, files whose folder does not exist.
+    """Refuses, before the work whose result goes there, files that cannot be made.
 
     Args:
         paths: files to be written; None: not asked for.
 
     Raises:
-        InputError: names the file and the folder.
+        InputError: the folder does not exist, or it is itself what was named.
     """
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}")
 
 
@@ -52,6 +54,9 @@ def new_file(path: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o644)
         part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise

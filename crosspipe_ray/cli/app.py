@@ -50,6 +50,10 @@ def main() -> None:
     except CrosspipeError as error:
         _show(error)
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        failure = CrosspipeError(f"this machine has too little memory for that: {error}")
+        _show(failure)
+        sys.exit(failure.exit_code)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # Typer's answer to Ctrl-C, which says nothing
             typer.echo("stopped", err=True)

@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crosspipe_ray.errors import InputError
+from crosspipe_ray.files import write_atomically
+from crosspipe_ray.planners import portfolio
 from tests.unit.command import Command
 
 Edit = Callable[[dict[str, Any]], None]
@@ -63,6 +66,35 @@ def test_a_missing_folder_is_found_before_any_work(
 ) -> None:
     assert plan_file == "plan.json"
     assert crosspipe.fails(*arguments, file) == (2, f"error: {file}: there is no folder no\n")
+
+
+@pytest.mark.parametrize("option", ["--svg", "--trace"])
+def test_a_folder_in_place_of_a_file(crosspipe: Command, plan_file: str, option: str) -> None:
+    Path("taken").mkdir()
+    code, error = crosspipe.fails("show", plan_file, option, "taken")
+    assert (code, error) == (2, "error: taken: is a folder; name a file\n")
+    assert {each.name for each in Path().iterdir()} == {"p.json", "plan.json", "taken"}
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match="taken: cannot be written: Is a directory"):
+        write_atomically(tmp_path / "taken", "content")
+    assert [each.name for each in tmp_path.iterdir()] == ["taken"]
+
+
+def test_too_little_memory_of_this_machine_is_one_line(
+    crosspipe: Command, problem_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 75 GiB")
+
+    monkeypatch.setattr(portfolio, "plan", too_large)
+    code, error = crosspipe.fails("plan", problem_file)
+    assert (code, error) == (
+        1,
+        "error: this machine has too little memory for that: Unable to allocate 75 GiB\n",
+    )
 
 
 def test_a_plan_in_place_of_a_problem_and_the_other_way(
