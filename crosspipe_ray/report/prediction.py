@@ -35,9 +35,9 @@ class Prediction:
     measured_us: float
 
     @property
-    def error(self) -> float:
-        """(planned - measured) / measured: below 0 where the plan was too hopeful."""
-        return self.planned_us / self.measured_us - 1 if self.measured_us else 0.0
+    def deviation(self) -> float:
+        """(measured - planned) / planned: above 0 where the plan was too hopeful."""
+        return self.measured_us / self.planned_us - 1 if self.planned_us else 0.0
 
 
 def predictions(
@@ -64,10 +64,10 @@ def predictions(
 
 def predictions_markdown(rows: Sequence[Prediction]) -> str:
     """The comparison as a table."""
-    lines = ["| | planned | measured | error |", "|---|---|---|---|"]
+    lines = ["| | planned | measured | deviation |", "|---|---|---|---|"]
     lines += [
-        f"| {row.group} {row.name} | {row.planned_us / 1000:.2f} ms | "
-        f"{row.measured_us / 1000:.2f} ms | {row.error:+.1%} |"
+        f"| {f'{row.group} {row.name}'.strip()} | {row.planned_us / 1000:.2f} ms | "
+        f"{row.measured_us / 1000:.2f} ms | {row.deviation:+.1%} |"
         for row in rows
     ]
     return "\n".join(lines)

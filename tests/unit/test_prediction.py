@@ -8,10 +8,10 @@ CLUSTERS = ("us", "us", "eu", "eu")
 RECIPE = Recipe(num_ranks=4, num_microbatches=4, latency_ratio=1.0, bandwidth_ratio=0.5)
 
 
-def test_a_run_as_planned_has_no_error() -> None:
+def test_a_run_as_planned_has_no_deviation() -> None:
     timeline = plan(generate(RECIPE), method="zb-h1").timeline
     rows = predictions(timeline, [timeline], clusters=CLUSTERS)
-    assert {row.error for row in rows} == {0.0}
+    assert {row.deviation for row in rows} == {0.0}
     assert [row.group for row in rows] == ["makespan", *["op"] * 3, *["message"] * 2, *["rank"] * 4]
 
 
@@ -19,10 +19,10 @@ def test_slower_links_show_in_messages_and_makespan_only() -> None:
     made = plan(generate(RECIPE), method="1f1b")
     slow = generate(Recipe(num_ranks=4, num_microbatches=4, latency_ratio=2.5, bandwidth_ratio=0.5))
     rows = predictions(made.timeline, [simulate(slow, made.schedule)], clusters=CLUSTERS)
-    errors = {(row.group, row.name): row.error for row in rows}
-    assert errors["message", "us -> eu"] == 1500 / 3000 - 1
-    assert errors["makespan", ""] < 0
-    assert errors["op", "B"] == errors["rank", "0 busy"] == 0.0
+    deviations = {(row.group, row.name): row.deviation for row in rows}
+    assert deviations["message", "us -> eu"] == 3000 / 1500 - 1
+    assert deviations["makespan", ""] > 0
+    assert deviations["op", "B"] == deviations["rank", "0 busy"] == 0.0
 
 
 def test_a_rehearsal_on_several_clocks_says_so() -> None:
