@@ -53,8 +53,8 @@ def timeline_text(
         cells = _cells(spans, timeline.makespan_ns, columns, several_stages, colour)
         lines.append(Text.assemble(labels[rank], " |", *cells, "|"))
     lines.append(Text(" " * (len(labels[0]) + 2) + _axis(timeline.makespan_ns, columns), "dim"))
-    makespan, bubble = format_ns(timeline.makespan_ns), 100 * timeline.bubble_ratio
-    lines.append(Text(f"makespan {makespan}, bubble {bubble:.1f} %"))
+    makespan, bubble = format_ns(timeline.makespan_ns), timeline.bubble_ratio
+    lines.append(Text(f"makespan {makespan}, bubble {bubble:.1%}"))
     return Text("\n", no_wrap=True, overflow="crop").join(lines)
 
 
