@@ -176,7 +176,7 @@ def show(
 ) -> None:
     """Show a plan's timeline."""
     from crosspipe_ray.files import write_atomically
-    from crosspipe_ray.link_choice import named_carriers
+    from crosspipe_ray.links.choice import named_carriers
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.svg import timeline_svg
     from crosspipe_ray.report.text import timeline_text

@@ -92,7 +92,7 @@ def rehearse(
             "--corrected: emulated links are what the plan says; rehearse with --no-emulate-links"
         )
     from crosspipe_ray.files import write_atomically
-    from crosspipe_ray.link_correction import corrected_links
+    from crosspipe_ray.links.correction import corrected_links
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import problem_json
     from crosspipe_ray.report.console import rehearsed_line
