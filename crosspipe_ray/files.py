@@ -56,7 +56,7 @@ def new_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise

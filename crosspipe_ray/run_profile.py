@@ -23,7 +23,7 @@ from crosspipe_ray.correction import (
 )
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.files import write_atomically
-from crosspipe_ray.link_correction import corrected_links
+from crosspipe_ray.links.correction import corrected_links
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.parsing import parse_model, read_json
 from crosspipe_ray.problem import Problem, Record

@@ -11,7 +11,7 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.planning import plan_of, problem_again, profile_of
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.link_profile import LinkProfile
+from crosspipe_ray.links.profile import LinkProfile
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.problem import Problem

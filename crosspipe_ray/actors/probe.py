@@ -21,9 +21,9 @@ from crosspipe_ray.engine.links import Emulation, jitter_of
 from crosspipe_ray.engine.planning import links_of
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.errors import ClusterError
-from crosspipe_ray.link_estimate import measured_link
-from crosspipe_ray.link_fit import groups_of, share_a_channel
-from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink
+from crosspipe_ray.links.estimate import measured_link
+from crosspipe_ray.links.fit import groups_of, share_a_channel
+from crosspipe_ray.links.profile import HostFacts, LinkProfile, MeasuredLink
 from crosspipe_ray.lowering import Lane
 from crosspipe_ray.problem import Problem, Rank, Stage
 

@@ -25,8 +25,8 @@ from crosspipe_ray.engine.probing import (
     push,
 )
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.link_fit import Exchange
-from crosspipe_ray.link_profile import HostFacts, MeasuredLink
+from crosspipe_ray.links.fit import Exchange
+from crosspipe_ray.links.profile import HostFacts, MeasuredLink
 from crosspipe_ray.lowering import Lane
 
 TIMEOUT_S = 120.0

@@ -10,7 +10,7 @@ from crosspipe_ray.actors.group import clock_folder, stage_group
 from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.engine.links import Emulation
-from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.links.choice import carriers_of
 from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.measured import step_timeline
 from crosspipe_ray.plan import Plan

@@ -41,13 +41,17 @@ def compare(
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import METHODS, Budget
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.report.console import attempts_table
+    from crosspipe_ray.report.console import attempts_table, planning_line
     from crosspipe_ray.report.markdown import attempts_markdown
 
     check_folders(svg, output)
     names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
-    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
-    attempts = compare_methods(read_problem(problem_file), methods=names, budget=budget)
+    its_problem = read_problem(problem_file)
+    with planning_line(Console(stderr=True)) as show_progress:
+        budget = Budget(
+            time_limit, iterations or DEFAULT_ITERATIONS, seed, on_progress=show_progress
+        )
+        attempts = compare_methods(its_problem, methods=names, budget=budget)
     Console(soft_wrap=True).print(attempts_table(attempts))
     if svg:
         write_atomically(svg, _picture(attempts, problem_file.name))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crosspipe_ray.actors.probe import ProbeRequest
     from crosspipe_ray.config import Config
     from crosspipe_ray.diagnosis import Finding
-    from crosspipe_ray.link_profile import Estimate, MeasuredLink
+    from crosspipe_ray.links.profile import Estimate, MeasuredLink
 
 RegionLabel = Annotated[str, typer.Option(help="Node label with a region's name.")]
 
@@ -56,7 +56,7 @@ def probe(
     """Measure the links between regions, both ways, over each transport."""
     from crosspipe_ray.config import load_config
     from crosspipe_ray.files import check_folders
-    from crosspipe_ray.link_profile import write_link_profile
+    from crosspipe_ray.links.profile import write_link_profile
 
     if not (config or address):
         raise InputError("give --config CONFIG.yaml of a run, or --address of a Ray cluster")

@@ -115,6 +115,7 @@ def plan(
     time_limit: Annotated[float, typer.Option(min=0, help="Seconds.")] = 5.0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
     seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads of the solver.")] = 1,
     quantile: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Plan for this share of steps of links with samples."),
@@ -123,6 +124,8 @@ def plan(
     list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
 ) -> None:
     """Plan a problem: the order of every op and message."""
+    from rich.console import Console
+
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
@@ -131,7 +134,7 @@ def plan(
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.report.console import attempts_table
+    from crosspipe_ray.report.console import attempts_table, planning_line
 
     if list_methods:
         _print_methods()
@@ -143,9 +146,16 @@ def plan(
     if output:
         check_can_hold(output, its_problem.least_num_ops)
     attempts: list[Attempt] = []
-    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
-    chosen = make(its_problem, method=method, budget=budget, on_attempt=attempts.append)
+    with planning_line(Console(stderr=True)) as show_progress:
+        budget = Budget(
+            time_limit,
+            iterations or DEFAULT_ITERATIONS,
+            seed,
+            workers=workers,
+            on_progress=show_progress,
+        )
+        chosen = make(its_problem, method=method, budget=budget, on_attempt=attempts.append)
     console = _console()
     if len(attempts) > 1:
         console.print(attempts_table(attempts))
@@ -172,7 +182,7 @@ def show(
 ) -> None:
     """Show a plan's timeline."""
     from crosspipe_ray.files import check_folders, write_atomically
-    from crosspipe_ray.link_choice import named_carriers
+    from crosspipe_ray.links.choice import named_carriers
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.report.svg import timeline_svg
     from crosspipe_ray.report.text import timeline_text

@@ -95,7 +95,7 @@ def rehearse(
     if num_streams and transport is not TransportName.STREAMS:
         raise InputError("--num-streams: only --transport streams has them; give both")
     from crosspipe_ray.files import check_folders, write_atomically
-    from crosspipe_ray.link_correction import corrected_links
+    from crosspipe_ray.links.correction import corrected_links
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import problem_json
     from crosspipe_ray.report.console import rehearsed_line

@@ -36,7 +36,7 @@ from crosspipe_ray.engine.transports.communicators import TCPStore
 from crosspipe_ray.engine.transports.streams import RunSecrets
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError
-from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.links.choice import carriers_of
 from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan

@@ -11,8 +11,8 @@ from crosspipe_ray.engine.codec_rates import CodecRates
 from crosspipe_ray.engine.link_codecs import measured_rates, planned_rates, with_codecs
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.errors import ConfigError, InfeasibleError, InputError
-from crosspipe_ray.link_choice import candidates_of, with_measured_links
-from crosspipe_ray.link_profile import LinkProfile, read_link_profile
+from crosspipe_ray.links.choice import candidates_of, with_measured_links
+from crosspipe_ray.links.profile import LinkProfile, read_link_profile
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan

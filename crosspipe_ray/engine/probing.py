@@ -15,7 +15,7 @@ import torch
 
 from crosspipe_ray.engine import clock
 from crosspipe_ray.engine.transports import Handle, Transport
-from crosspipe_ray.link_fit import Exchange
+from crosspipe_ray.links.fit import Exchange
 
 KIB, MIB = 1024, 1024 * 1024
 _TAG = 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crosspipe_ray.correction import relative_deviation
 from crosspipe_ray.engine.stage import ModelStage
-from crosspipe_ray.link_fit import fit_line
+from crosspipe_ray.links.fit import fit_line
 
 _NUM_KINDS = 3  # F, I and W
 _NUM_LAYERS = (1, 2, 4, 8)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat_model import Model, needs_cumulative
 from crosspipe_ray.planners.cpsat_order import add_hint, solved_order
 from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.simulate import simulate
 
@@ -65,7 +66,7 @@ def solve(
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    on_progress: OnProgress = unheard,
 ) -> Solution:
     """Searches for the shortest schedule.
 
@@ -79,7 +80,7 @@ def solve(
         seed: of the solver.
         gap: stop as soon as the schedule is known to be within this share of the bound.
         bounds: of the problem, if they are at hand.
-        on_progress: told (makespan of the best order so far, lower bound) when either moves.
+        on_progress: told when the best makespan or the bound moves.
     """
     costs = stage_costs(problem)
     bounds = bounds or bounds_of(problem, costs)
@@ -142,7 +143,7 @@ class _Search:
         known: Order,
         limits: _Limits,
         *,
-        report: Callable[[int, int], None],
+        report: OnProgress,
     ) -> None:
         self._problem = problem
         self._costs = costs
@@ -161,13 +162,13 @@ class _Search:
 
     def refuse(self, gap: float) -> None:
         """Raises the bound by what a relaxed model soon refuses."""
-        from ortools.sat.python import cp_model
-
-        if not any(
+        if self.is_within(gap) or not any(
             stages and needs_cumulative(self._problem, self._costs, stages)
             for stages in self._problem.stages_of_rank
         ):
             return
+        from ortools.sat.python import cp_model
+
         highest_ns = min(self._makespan_ns - 1, int(self._bound_ns * (1 + _MOST_REFUSED)))
         for _ in range(_NUM_PROBES):
             if self._limits.are_reached or self.is_within(gap) or highest_ns < self._bound_ns:

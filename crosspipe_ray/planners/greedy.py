@@ -16,6 +16,7 @@ from crosspipe_ray.planners.bounds import Bounds
 from crosspipe_ray.planners.kernel import State
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.passes import Bias, ListScheduler, Triple
+from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
@@ -65,6 +66,7 @@ def greedy_order(
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
+    on_progress: OnProgress = unheard,
 ) -> Order:
     """The best order that the search finds.
 
@@ -76,6 +78,7 @@ def greedy_order(
         seed: of the search.
         gap: an order within this share of the bound is good enough.
         bounds: of the problem, if they are at hand.
+        on_progress: told when an order is better than all before.
 
     Raises:
         InfeasibleError: a rank has less memory than one microbatch needs.
@@ -85,7 +88,11 @@ def greedy_order(
     scheduler = ListScheduler(problem, bounds=bounds)
     enough_ns = scheduler.bounds.makespan_ns * (1 + gap)
     search = _Search(scheduler, random.Random(seed))
+    told_ns = 0
     for _ in range(iterations - 1):
+        if search.best_ns != told_ns:
+            told_ns = search.best_ns
+            on_progress(told_ns, scheduler.bounds.makespan_ns)
         if search.best_ns <= enough_ns or time.monotonic() > deadline:
             break
         search.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 from crosspipe_ray.errors import InputError
@@ -16,6 +16,7 @@ from crosspipe_ray.planners.improve import improved
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
@@ -35,6 +36,7 @@ class Budget:
         seed: of every search.
         gap: a plan within this share of its bound is good enough.
         workers: threads of the solver.
+        on_progress: told what greedy and the solver come to, as they go on.
     """
 
     time_limit_s: float = 5.0
@@ -42,6 +44,7 @@ class Budget:
     seed: int = 0
     gap: float = 0.0
     workers: int = 1
+    on_progress: OnProgress = field(default=unheard, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -
         seed=budget.seed,
         gap=budget.gap,
         bounds=bounds,
+        on_progress=budget.on_progress,
     )
     return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
 
@@ -128,6 +132,7 @@ def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | No
         seed=budget.seed,
         gap=budget.gap,
         bounds=bounds,
+        on_progress=budget.on_progress,
     )
     return Found(solution.order, solution.lower_bound_ns, solution.status == "time_limit")
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.planners.progress import OnProgress
 from crosspipe_ray.timeline import Timeline
 
 ATTEMPT_COLUMNS = ("method", "placement", "makespan", "gap", "bubble", "peak memory", "seconds")
@@ -68,6 +69,21 @@ class RunConsole:
         for name, value in rows:
             table.add_row(f"[bold]{name}[/bold]", value)
         self._console.print(table, highlight=False)
+
+
+@contextmanager
+def planning_line(console: Console) -> Iterator[OnProgress]:
+    """One line that says what the search at work has come to; nothing unless on a terminal."""
+    with console.status("planning") as status:
+
+        def show(makespan_ns: int, lower_bound_ns: int) -> None:
+            gap = makespan_ns / lower_bound_ns - 1 if lower_bound_ns else 0.0
+            status.update(
+                f"planning: {makespan_ns / 1e6:.2f} ms so far, "
+                f"bound {lower_bound_ns / 1e6:.2f} ms (gap {gap:.2%})"
+            )
+
+        yield show
 
 
 def rehearsed_line(step: int, planned: Timeline, measured: Timeline) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from crosspipe_ray.clock_estimate import HostClock
-from crosspipe_ray.link_choice import named_carriers
+from crosspipe_ray.links.choice import named_carriers
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.report.clocks import clocks_markdown

@@ -29,7 +29,7 @@ from crosspipe_ray.engine.planning import (
     one_f_one_b_makespan_ns,
 )
 from crosspipe_ray.engine.setup import assignments
-from crosspipe_ray.link_choice import carriers_of
+from crosspipe_ray.links.choice import carriers_of
 from crosspipe_ray.lowering import lanes
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.portfolio import Attempt

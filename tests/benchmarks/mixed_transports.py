@@ -25,8 +25,8 @@ from crosspipe_ray.actors.group import StageGroup, stage_group
 from crosspipe_ray.actors.probe import ProbeRequest, probe
 from crosspipe_ray.carriers import Carrier, TransportWish, Wish
 from crosspipe_ray.engine.probing import ProbeSettings
-from crosspipe_ray.link_choice import carriers_of, named_carriers, with_measured_links
-from crosspipe_ray.link_profile import LinkProfile
+from crosspipe_ray.links.choice import carriers_of, named_carriers, with_measured_links
+from crosspipe_ray.links.profile import LinkProfile
 from crosspipe_ray.lowering import lanes, lower
 from crosspipe_ray.measured import measured_timeline
 from crosspipe_ray.plan import Plan

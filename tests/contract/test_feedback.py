@@ -14,7 +14,7 @@ from crosspipe_ray.engine.links import Emulation, emulated
 from crosspipe_ray.engine.rehearsal_rank import RehearsalRank
 from crosspipe_ray.engine.transports import Transport
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.link_correction import corrected_links
+from crosspipe_ray.links.correction import corrected_links
 from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan

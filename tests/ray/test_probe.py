@@ -5,7 +5,7 @@ import pytest
 from crosspipe_ray.actors.probe import ProbeRequest, probe
 from crosspipe_ray.carriers import Carrier
 from crosspipe_ray.engine.probing import ProbeSettings
-from crosspipe_ray.link_profile import LinkProfile
+from crosspipe_ray.links.profile import LinkProfile
 from crosspipe_ray.problem import Link, Problem, Rank, Stage
 
 pytestmark = pytest.mark.ray

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 import numpy as np
 
 from crosspipe_ray.carriers import Carrier
-from crosspipe_ray.link_estimate import measured_link
-from crosspipe_ray.link_fit import Exchange
-from crosspipe_ray.link_profile import HostFacts, LinkProfile, MeasuredLink
+from crosspipe_ray.links.estimate import measured_link
+from crosspipe_ray.links.fit import Exchange
+from crosspipe_ray.links.profile import HostFacts, LinkProfile, MeasuredLink
 
 COLLECTIVE = Carrier()
 SIZES = (1, 1024, 16 * 1024, 128 * 1024, 1024 * 1024, 8 * 1024 * 1024)

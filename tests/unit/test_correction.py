@@ -9,7 +9,7 @@ import pytest
 
 from crosspipe_ray.correction import corrected_layers, corrected_stages, relative_deviation
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.link_correction import corrected_links
+from crosspipe_ray.links.correction import corrected_links
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan

@@ -10,7 +10,7 @@ import pytest
 
 from crosspipe_ray.carriers import Carrier, Wish
 from crosspipe_ray.errors import InputError, PlanError
-from crosspipe_ray.link_choice import (
+from crosspipe_ray.links.choice import (
     candidates_of,
     carriers_of,
     fastest,
@@ -18,7 +18,7 @@ from crosspipe_ray.link_choice import (
     named_carriers,
     with_measured_links,
 )
-from crosspipe_ray.link_profile import LinkProfile, MeasuredLink
+from crosspipe_ray.links.profile import LinkProfile, MeasuredLink
 from crosspipe_ray.plan import plan_json, read_plan
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.problem import Codec, Layer, Link, Problem, Rank, Stage

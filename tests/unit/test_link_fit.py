@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosspipe_ray.engine.probing import ProbeSettings
-from crosspipe_ray.link_fit import (
+from crosspipe_ray.links.fit import (
     Exchange,
     clock_offset_ns,
     fit_line,

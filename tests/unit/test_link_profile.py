@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.link_profile import read_link_profile, write_link_profile
+from crosspipe_ray.links.profile import read_link_profile, write_link_profile
 from crosspipe_ray.problem import Problem, Rank, Stage
 from crosspipe_ray.topology import topology_of
 from tests.unit.synthetic_links import SIZES, TrueLink, measured, profile_of

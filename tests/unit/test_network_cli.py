@@ -11,8 +11,8 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.engine.planning import link_profile_of, problem_of
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.link_choice import named_carriers
-from crosspipe_ray.link_profile import LinkProfile, write_link_profile
+from crosspipe_ray.links.choice import named_carriers
+from crosspipe_ray.links.profile import LinkProfile, write_link_profile
 from tests.unit.synthetic_links import TrueLink, measured, profile_of
 from tests.unit.test_config import config_data
 

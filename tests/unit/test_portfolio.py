@@ -112,6 +112,18 @@ def test_plan_above_the_bound_has_a_gap() -> None:
     assert made.gap == pytest.approx(33 / 27 - 1)
 
 
+@pytest.mark.parametrize("method", ["greedy", "optimal"])
+def test_progress_of_a_search_is_told(method: str) -> None:
+    seen: list[tuple[int, int]] = []
+    budget = Budget(
+        iterations=6,
+        time_limit_s=60.0,
+        on_progress=lambda makespan_ns, bound_ns: seen.append((makespan_ns, bound_ns)),
+    )
+    made = plan(regions_problem(4, 8), method=method, budget=budget)
+    assert seen[-1] == (made.timeline.makespan_ns, made.lower_bound_ns)
+
+
 def test_layers_are_placed_for_a_fixed_method() -> None:
     made = plan(layered(8, 2), method="zb-v", budget=BUDGET)
     assert made.problem.rank_of_stage == (0, 1, 1, 0)

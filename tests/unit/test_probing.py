@@ -16,8 +16,8 @@ from crosspipe_ray.engine.transports import (
     TransportTimeout,
 )
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.link_estimate import measured_link
-from crosspipe_ray.link_profile import MeasuredLink
+from crosspipe_ray.links.estimate import measured_link
+from crosspipe_ray.links.profile import MeasuredLink
 
 MS = 1_000_000
 KIB = 1024

@@ -204,3 +204,8 @@ def test_streams_without_their_transport(crosspipe: Command, plan_file: str) -> 
         2,
         "error: --num-streams: only --transport streams has them; give both\n",
     )
+
+
+def test_more_threads_than_any_machine_has(crosspipe: Command, problem_file: str) -> None:
+    code, error = crosspipe.fails("plan", problem_file, "--workers", "1000000")
+    assert (code, "Invalid value for '--workers'" in error) == (2, True)

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from crosspipe_ray.carriers import Carrier
-from crosspipe_ray.link_fit import (
+from crosspipe_ray.links.fit import (
     Exchange,
     Line,
     Samples,
@@ -19,7 +19,7 @@ from crosspipe_ray.link_fit import (
     occupancies_us,
     resampled_medians,
 )
-from crosspipe_ray.link_profile import (
+from crosspipe_ray.links.profile import (
     End,
     Estimate,
     MeasuredLink,

@@ -15,7 +15,7 @@ from statistics import median_low
 from crosspipe_ray.carriers import Carrier, Carriers, Wish
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.link_profile import End, LinkProfile, MeasuredLink
+from crosspipe_ray.links.profile import End, LinkProfile, MeasuredLink
 from crosspipe_ray.problem import Layer, Problem
 from crosspipe_ray.topology import topology_of
 

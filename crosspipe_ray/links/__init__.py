@@ -1,0 +1,1 @@
+"""Links as they were measured: fitted, chosen between, corrected by runs. Pure Python and numpy."""
