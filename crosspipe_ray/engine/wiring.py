@@ -133,25 +133,24 @@ def _streams(
     if wiring.secrets is None:
         raise ConfigError("streams: the run has no credentials")
     pairs = set(wiring.pairs("streams"))
-    with wiring.secrets.unpacked() as credentials:
-        door = _door(wiring, rank, address_towards(store.host))
-        undo.callback(door.close)
-        transport = StreamsTransport(
+    door = _door(wiring, rank, address_towards(store.host))
+    undo.callback(door.close)
+    transport = StreamsTransport(
+        door,
+        rank=rank,
+        addresses=exchange_addresses(
+            PrefixStore(f"{wiring.name}/streams", store),
             door,
             rank=rank,
-            addresses=exchange_addresses(
-                PrefixStore(f"{wiring.name}/streams", store),
-                door,
-                rank=rank,
-                num_ranks=wiring.num_ranks,
-            ),
-            credentials=credentials,
-            num_streams={
-                lane: wiring.carriers[lane].num_streams for lane in wiring.lanes if lane in pairs
-            },
-            others=pairs,
-            timeout_s=wiring.timeout_s,
-        )
+            num_ranks=wiring.num_ranks,
+        ),
+        credentials=wiring.secrets.credentials(),
+        num_streams={
+            lane: wiring.carriers[lane].num_streams for lane in wiring.lanes if lane in pairs
+        },
+        others=pairs,
+        timeout_s=wiring.timeout_s,
+    )
     undo.callback(transport.close)
     transport.warm(timeout_s=wiring.timeout_s)
     return StagedTransport(transport) if device.type == "cuda" else transport

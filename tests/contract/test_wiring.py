@@ -12,7 +12,7 @@ import torch
 
 from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.engine.transports import host_store
-from crosspipe_ray.engine.transports.streams import RunSecrets
+from crosspipe_ray.engine.transports.streams import RunSecrets, issuing
 from crosspipe_ray.engine.transports.streams.issuing import issue
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError, RunError
@@ -73,11 +73,21 @@ def test_runs_have_credentials_of_their_own() -> None:
     assert all(first[name] != second[name] for name in first)
 
 
-def test_credentials_are_readable_by_their_owner_alone_and_do_not_stay() -> None:
-    with RunSecrets.new().unpacked() as credentials:
-        folder = credentials.key.parent
-        assert folder.stat().st_mode & 0o077 == 0
-    assert not folder.exists()
+def test_credentials_do_not_stay_in_files_while_a_rank_waits_for_others() -> None:
+    credentials = RunSecrets.new().credentials()
+    assert not credentials.key.parent.exists()
+    assert credentials.client.get_ca_certs()
+
+
+def test_credentials_are_readable_by_their_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets, modes = RunSecrets.new(), []
+
+    def load(folder: Path) -> None:
+        modes.append(folder.stat().st_mode & 0o077)
+
+    monkeypatch.setattr(issuing, "_credentials", load)
+    secrets.credentials()
+    assert modes == [0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ MIN_TOKEN_BYTES = 16
 class Credentials:
     """The same authority, name and token on all ranks; a certificate each, or one for all.
 
+    The files are read once, when it is made, and may go then.
+
     Args:
         certificate: PEM file with this rank's certificate, issued for ``name``.
         key: PEM file with its private key.
@@ -22,7 +24,12 @@ class Credentials:
         token: the run's secret, at least 16 bytes, best ``secrets.token_bytes(32)``.
         name: the DNS name in all certificates; it needs no address.
 
+    Attributes:
+        server: for the receiving end; it asks the sender for a certificate.
+        client: for the sending end; it checks certificate and name of the receiver.
+
     Raises:
+        ConfigError: a file is missing or wrong.
         ValueError: the token is too short.
     """
 
@@ -31,30 +38,18 @@ class Credentials:
     authority: Path
     token: bytes = field(repr=False)
     name: str = "crosspipe"
+    server: ssl.SSLContext = field(init=False, repr=False, compare=False)
+    client: ssl.SSLContext = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.token) < MIN_TOKEN_BYTES:
             raise ValueError(f"a token of {len(self.token)} bytes: at least {MIN_TOKEN_BYTES}")
-
-    def server_context(self) -> ssl.SSLContext:
-        """For the receiving end; it asks the sender for a certificate.
-
-        Raises:
-            ConfigError: a file is missing or wrong.
-        """
-        context = self._context(ssl.PROTOCOL_TLS_SERVER)
-        context.verify_mode = ssl.CERT_REQUIRED
+        server = self._context(ssl.PROTOCOL_TLS_SERVER)
+        server.verify_mode = ssl.CERT_REQUIRED
         # Without them nothing but frames is ever read: a readable socket means a frame.
-        context.num_tickets = 0
-        return context
-
-    def client_context(self) -> ssl.SSLContext:
-        """For the sending end; it checks certificate and name of the receiver.
-
-        Raises:
-            ConfigError: a file is missing or wrong.
-        """
-        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+        server.num_tickets = 0
+        object.__setattr__(self, "server", server)
+        object.__setattr__(self, "client", self._context(ssl.PROTOCOL_TLS_CLIENT))
 
     def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)

@@ -51,7 +51,7 @@ class Door:
             admit: takes over a connection whose other end has proved what it says; raises a
                 WireError if there is no such stream.
         """
-        context = credentials.server_context()
+        context = credentials.server
 
         def greet(plain: socket.socket, host: str) -> None:
             try:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,17 +62,16 @@ class RunSecrets:
                 f"{', '.join(_FILES)}: make one with "
                 "`python -m crosspipe_ray.engine.transports.streams FOLDER`"
             ) from None
-        _credentials(folder).server_context()  # says now, and of this folder, what is wrong
+        _credentials(folder)  # says now, and of this folder, what is wrong
         return found
 
-    @contextmanager
-    def unpacked(self) -> Iterator[Credentials]:
-        """As files that nobody else can read, for as long as it takes to connect."""
+    def credentials(self) -> Credentials:
+        """Loaded through files that nobody else can read, and that are gone on return."""
         with tempfile.TemporaryDirectory(prefix="crosspipe-") as name:
             folder = Path(name)
             for file, content in self.files.items():
                 (folder / file).write_bytes(content)
-            yield _credentials(folder)
+            return _credentials(folder)
 
 
 def issue(folder: Path) -> None:

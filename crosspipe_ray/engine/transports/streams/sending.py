@@ -52,7 +52,6 @@ class SendingStream:
         self.was_connected = False
         self._lane = lane
         self._credentials = credentials
-        self._context = credentials.client_context()
         self._stop = threading.Event()
         self._connection: Connection | None = None
         self._error: str | None = None
@@ -144,7 +143,7 @@ class SendingStream:
     def _connect(self) -> Connection:
         connection = Connection.dial(
             self.route.address,
-            self._context,
+            self._credentials.client,
             name=self._credentials.name,
             timeout_s=HANDSHAKE_TIMEOUT_S,
         )
