@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from crosspipe_ray import __version__
-from crosspipe_ray.cli import comparing, network, planning, running, wan
+from crosspipe_ray.cli import comparing, network, planning, plans, running, wan
 from crosspipe_ray.errors import CrosspipeError, ScheduleError
 
 _INTERRUPTED = 130
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 planning.add_commands(app)
+plans.add_commands(app)
 comparing.add_commands(app)
 running.add_commands(app)
 network.add_commands(app)
