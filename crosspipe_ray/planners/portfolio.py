@@ -222,12 +222,21 @@ def _each(
 
 
 def _slanted(places: Sequence[_Place]) -> list[_Place]:
-    """The same placements with less and less work on the first ranks."""
-    return [
-        _Place(place.origin, candidate)
-        for place in places
-        for candidate in place.candidate.slanted()
-    ]
+    """The same placements with less and less work on the first ranks; equal cuts of layers once."""
+    made = []
+    for place in places:
+        assert place.best is not None, "only placements with a plan are slanted"
+        known = {_cut(place.best.problem)}
+        for candidate in place.candidate.slanted():
+            problem = candidate.placed(place.origin)
+            if _cut(problem) not in known:
+                known.add(_cut(problem))
+                made.append(_Place(place.origin, candidate, _problem=problem))
+    return made
+
+
+def _cut(problem: Problem) -> tuple[tuple[int, int] | None, ...]:
+    return tuple(stage.layers for stage in problem.stages)
 
 
 def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:

@@ -139,11 +139,28 @@ def test_every_pattern_is_tried_on_layers() -> None:
 
 def test_single_search_tries_uneven_layers_too() -> None:
     attempts: list[Attempt] = []
-    problem = layered(16, 2, ranks=[{"memory_limit_bytes": 12}] * 2)
+    problem = layered(20, 2, ranks=[{"memory_limit_bytes": 20}] * 2)
     plan(problem, method="greedy", budget=BUDGET, on_attempt=attempts.append)
     made = [attempt.plan for attempt in attempts if "slant" in attempt.placement]
     layers = [each.problem.stages[0].layers for each in made if each]
     assert len(set(layers)) > 1
+
+
+def test_no_cut_of_the_layers_is_tried_twice() -> None:
+    attempts: list[Attempt] = []
+    plan(
+        layered(16, 2, ranks=[{"memory_limit_bytes": 12}] * 2),
+        method="greedy",
+        budget=BUDGET,
+        on_attempt=attempts.append,
+    )
+    cuts = [
+        [(stage.rank, stage.layers) for stage in attempt.plan.problem.stages]
+        for attempt in attempts
+        if attempt.plan
+    ]
+    assert any("slant" in attempt.placement for attempt in attempts)
+    assert all(cuts.count(cut) == 1 for cut in cuts)
 
 
 def test_fixed_method_keeps_to_even_layers() -> None:
