@@ -6,12 +6,18 @@ import json
 from enum import Enum
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crosspipe_ray.carriers import MAX_STREAMS, Wish
 from crosspipe_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crosspipe_ray.plan import Plan
+    from crosspipe_ray.timeline import Timeline
 
 Address = Annotated[
     str | None,
@@ -94,13 +100,10 @@ def rehearse(
         )
     if num_streams and transport is not TransportName.STREAMS:
         raise InputError("--num-streams: only --transport streams has them; give both")
-    from crosspipe_ray.files import check_folders, write_atomically
-    from crosspipe_ray.links.correction import corrected_links
+    from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import read_plan
-    from crosspipe_ray.problem import problem_json
     from crosspipe_ray.report.console import rehearsed_line
     from crosspipe_ray.report.prediction import rehearsal_markdown
-    from crosspipe_ray.report.svg import timeline_svg
 
     check_folders(svg, corrected)
     chosen = read_plan(plan)  # before Ray is imported: a bad plan is refused at once
@@ -120,12 +123,27 @@ def rehearse(
     )
     typer.echo(rehearsal_markdown(chosen, done.timelines, done.clocks))
     if corrected:
-        better = corrected_links(chosen.problem, done.timelines)
-        write_atomically(corrected, json.dumps(problem_json(better), indent=1) + "\n")
+        _write_corrected(chosen, done.timelines, corrected)
     if svg:
-        clusters = [rank.cluster for rank in chosen.problem.ranks]
-        panels = [("planned", chosen.timeline), ("measured", done.timelines[-1])]
-        write_atomically(svg, timeline_svg(panels, clusters=clusters, title=plan.name))
+        _draw(chosen, done.timelines[-1], svg, title=plan.name)
+
+
+def _write_corrected(chosen: Plan, measured: Sequence[Timeline], output: Path) -> None:
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.links.correction import corrected_links
+    from crosspipe_ray.problem import problem_json
+
+    better = corrected_links(chosen.problem, measured)
+    write_atomically(output, json.dumps(problem_json(better), indent=1) + "\n")
+
+
+def _draw(chosen: Plan, measured: Timeline, output: Path, *, title: str) -> None:
+    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.report.svg import timeline_svg
+
+    clusters = [rank.cluster for rank in chosen.problem.ranks]
+    panels = [("planned", chosen.timeline), ("measured", measured)]
+    write_atomically(output, timeline_svg(panels, clusters=clusters, title=title))
 
 
 def train(
