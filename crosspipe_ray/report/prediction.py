@@ -35,9 +35,12 @@ class Prediction:
     measured_us: float
 
     @property
-    def deviation(self) -> float:
-        """(measured - planned) / planned: above 0 where the plan was too hopeful."""
-        return self.measured_us / self.planned_us - 1 if self.planned_us else 0.0
+    def deviation(self) -> float | None:
+        """(measured - planned) / planned: above 0 where the plan was too hopeful.
+
+        None where nothing was planned to take time.
+        """
+        return self.measured_us / self.planned_us - 1 if self.planned_us else None
 
 
 def predictions(
@@ -67,7 +70,8 @@ def predictions_markdown(rows: Sequence[Prediction]) -> str:
     lines = ["| | planned | measured | deviation |", "|---|---|---|---|"]
     lines += [
         f"| {f'{row.group} {row.name}'.strip()} | {row.planned_us / 1000:.2f} ms | "
-        f"{row.measured_us / 1000:.2f} ms | {row.deviation:+.1%} |"
+        f"{row.measured_us / 1000:.2f} ms | "
+        f"{'-' if row.deviation is None else format(row.deviation, '+.1%')} |"
         for row in rows
     ]
     return "\n".join(lines)

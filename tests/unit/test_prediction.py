@@ -19,10 +19,17 @@ def test_slower_links_show_in_messages_and_makespan_only() -> None:
     made = plan(generate(RECIPE), method="1f1b")
     slow = generate(Recipe(num_ranks=4, num_microbatches=4, latency_ratio=2.5, bandwidth_ratio=0.5))
     rows = predictions(made.timeline, [simulate(slow, made.schedule)], clusters=CLUSTERS)
-    deviations = {(row.group, row.name): row.deviation for row in rows}
+    deviations = {(row.group, row.name): row.deviation or 0.0 for row in rows}
     assert deviations["message", "us -> eu"] == 3000 / 1500 - 1
     assert deviations["makespan", ""] > 0
     assert deviations["op", "B"] == deviations["rank", "0 busy"] == 0.0
+
+
+def test_messages_that_were_to_take_no_time_have_no_deviation() -> None:
+    free = plan(generate(Recipe(num_ranks=4, num_microbatches=4)), method="1f1b").timeline
+    slow = plan(generate(RECIPE), method="1f1b").timeline
+    table = predictions_markdown(predictions(free, [slow], clusters=CLUSTERS))
+    assert "| message us -> eu | 0.00 ms | 1.50 ms | - |" in table
 
 
 def test_a_rehearsal_on_several_clocks_says_so() -> None:
