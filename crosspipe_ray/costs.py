@@ -90,10 +90,15 @@ class StageCosts:
         return self.activation_bytes if kind is Kind.B else 0
 
     def transfer(self, kind: Kind) -> Transfer | None:
-        """The message that follows an op of this kind."""
-        if kind is Kind.F:
+        """The message that follows an op of this kind, or that is this SEND."""
+        if kind in (Kind.F, Kind.SEND_F):
             return self.output
         return None if kind is Kind.W else self.gradient
+
+    @property
+    def transfers(self) -> tuple[Transfer, ...]:
+        """All that it sends."""
+        return tuple(transfer for transfer in (self.output, self.gradient) if transfer)
 
 
 def stage_costs(problem: Problem) -> tuple[StageCosts, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     with new_file(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def json_text(content: object) -> str:
+    """What a JSON file holds that people may read."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def check_folders(*paths: Path | None) -> None:

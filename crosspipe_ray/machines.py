@@ -82,9 +82,8 @@ def machines_of(
     table = _Table(costs, num_microbatches)
     for stage, cost in enumerate(costs):
         table.add_ops(stage, cost, gates_ns.get(stage, 0))
-        for transfer in (cost.output, cost.gradient):
-            if transfer:
-                table.add_transfer(stage, transfer)
+        for transfer in cost.transfers:
+            table.add_transfer(stage, transfer)
     return table.finish(parts, set() if has_send_order else _shared_channels(costs))
 
 
@@ -144,8 +143,8 @@ def _shared_channels(costs: Sequence[StageCosts]) -> set[int]:
     """Channels on which several ranks send."""
     senders = defaultdict(set)
     for cost in costs:
-        for transfer in (cost.output, cost.gradient):
-            if transfer and transfer.route:
+        for transfer in cost.transfers:
+            if transfer.route:
                 senders[transfer.route.channel].add(cost.rank)
     return {channel for channel, ranks in senders.items() if len(ranks) > 1}
 

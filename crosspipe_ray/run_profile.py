@@ -6,7 +6,6 @@ same corrected by what the run measured; another run may start from that (``--pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +21,7 @@ from crosspipe_ray.correction import (
     relative_deviation,
 )
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.files import write_atomically
+from crosspipe_ray.files import json_text, write_atomically
 from crosspipe_ray.links.correction import corrected_links
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.parsing import parse_model, read_json
@@ -175,7 +174,7 @@ def read_run_profile(path: Path) -> RunProfile:
 
 def write_run_profile(profile: RunProfile, path: Path) -> None:
     """Writes a profile."""
-    write_atomically(path, json.dumps(profile.model_dump(mode="json"), indent=1) + "\n")
+    write_atomically(path, json_text(profile.model_dump(mode="json")))
 
 
 def _dispersions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -82,6 +82,16 @@ def topology_of(problem: Problem, pairs: Iterable[tuple[int, int]] | None = None
             channel = channels.setdefault(name, len(channels))
             routes[src, dst] = Route(channel, round(link.latency_us * 1000), link)
     return Topology(routes, tuple(channels))
+
+
+def clusters_of(clusters: Sequence[str], src: int | str, dst: int | str) -> tuple[str, str]:
+    """The clusters of a link's ends, each of which is a rank or a cluster already.
+
+    >>> clusters_of(["us", "us", "eu"], 2, "us")
+    ('eu', 'us')
+    """
+    first, second = (end if isinstance(end, str) else clusters[end] for end in (src, dst))
+    return first, second
 
 
 def _links_by_ends(problem: Problem) -> dict[tuple[int | str, int | str], Link]:

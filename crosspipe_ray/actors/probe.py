@@ -6,7 +6,7 @@ Only the test for shared channels has two links busy at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import combinations, permutations
 from pathlib import Path
@@ -25,7 +25,7 @@ from crosspipe_ray.links.estimate import measured_link
 from crosspipe_ray.links.fit import groups_of, share_a_channel
 from crosspipe_ray.links.profile import HostFacts, LinkProfile, MeasuredLink
 from crosspipe_ray.lowering import Lane
-from crosspipe_ray.problem import Problem, Rank, Stage
+from crosspipe_ray.problem import Link, Problem, Rank, Stage
 
 DEFAULT_CARRIERS = (
     Carrier("collective"),
@@ -70,29 +70,27 @@ class ProbeRequest:
 def request_of(config: Config, *, all_pairs: bool = False, **options: Any) -> ProbeRequest:
     """What to measure for a run; its links are emulated where the run emulates them."""
     settings = config.cluster
-    regions = settings.rank_regions
-    emulated = None
-    if settings.emulate_links:
-        ranks = regions if all_pairs else tuple(dict.fromkeys(regions))
-        stages = tuple(
-            Stage(rank=rank, forward_us=0, backward_input_us=0, backward_weight_us=0)
-            for rank in range(len(ranks))
-        )
-        emulated = Problem(
-            num_microbatches=1,
-            ranks=tuple(Rank(cluster=region) for region in ranks),
-            stages=stages,
-            links=links_of(settings),
-        )
-    return ProbeRequest(
-        regions=regions,
+    request = ProbeRequest(
+        regions=settings.rank_regions,
         label=settings.region_label,
         all_pairs=all_pairs,
-        emulated=emulated,
         jitter_us=jitter_of(settings),
         streams_port=settings.streams_port,
         **options,
     )
+    if not settings.emulate_links:
+        return request
+    return replace(request, emulated=_linked(request.ranks, links_of(settings)))
+
+
+def _linked(regions: Sequence[str], links: tuple[Link, ...]) -> Problem:
+    """Ranks with nothing to compute on these links."""
+    stages = tuple(
+        Stage(rank=rank, forward_us=0, backward_input_us=0, backward_weight_us=0)
+        for rank in range(len(regions))
+    )
+    ranks = tuple(Rank(cluster=region) for region in regions)
+    return Problem(num_microbatches=1, ranks=ranks, stages=stages, links=links)
 
 
 def regions_of_cluster(label: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -189,10 +188,9 @@ def _verdict(chosen: Plan) -> str:
 
 
 def _write_json(content: object, output: Path | None) -> None:
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.files import json_text, write_atomically
 
-    text = json.dumps(content, indent=1) + "\n"
     if output:
-        write_atomically(output, text)
+        write_atomically(output, json_text(content))
     else:
-        typer.echo(text, nl=False)
+        typer.echo(json_text(content), nl=False)

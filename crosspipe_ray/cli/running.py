@@ -129,12 +129,12 @@ def rehearse(
 
 
 def _write_corrected(chosen: Plan, measured: Sequence[Timeline], output: Path) -> None:
-    from crosspipe_ray.files import write_atomically
+    from crosspipe_ray.files import json_text, write_atomically
     from crosspipe_ray.links.correction import corrected_links
     from crosspipe_ray.problem import problem_json
 
     better = corrected_links(chosen.problem, measured)
-    write_atomically(output, json.dumps(problem_json(better), indent=1) + "\n")
+    write_atomically(output, json_text(problem_json(better)))
 
 
 def _draw(chosen: Plan, measured: Timeline, output: Path, *, title: str) -> None:

@@ -12,6 +12,7 @@ from crosspipe_ray.errors import ConfigError, InputError, PlanError
 from crosspipe_ray.planners.portfolio import check_method
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.run_profile import RunProfile
+from crosspipe_ray.topology import clusters_of
 from crosspipe_ray.training.data import Split, TokenDataset, read_info
 
 
@@ -135,8 +136,7 @@ def _check_carriers(config: Config, problem: Problem, *, origin: str, remedy: st
     """Refuses a link over what the configuration does not want there; names it."""
     clusters = [rank.cluster for rank in problem.ranks]
     for link in problem.links:
-        ends = [end if isinstance(end, str) else clusters[end] for end in (link.src, link.dst)]
-        wish = config.cluster.wish(*ends)
+        wish = config.cluster.wish(*clusters_of(clusters, link.src, link.dst))
         if link.carrier is not None and not wish.allows(link.carrier):
             raise PlanError(
                 f"{origin} over {link.carrier} from {link.src} to {link.dst}, the config "

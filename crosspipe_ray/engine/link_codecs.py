@@ -12,6 +12,7 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.codec_rates import CodecRates
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.problem import Codec, Link, Problem
+from crosspipe_ray.topology import clusters_of
 
 _ELEMENT_BYTES: dict[str, Literal[2, 4]] = {"float32": 4, "bfloat16": 2}
 
@@ -66,10 +67,7 @@ def planned_codecs(problem: Problem) -> dict[tuple[str, str], CodecKind]:
 
 
 def _clusters(problem: Problem, link: Link) -> tuple[str, str]:
-    src, dst = (
-        problem.ranks[end].cluster if isinstance(end, int) else end for end in (link.src, link.dst)
-    )
-    return src, dst
+    return clusters_of([rank.cluster for rank in problem.ranks], link.src, link.dst)
 
 
 def _codec(kind: CodecKind, config: Config, measured: Iterable[CodecRates]) -> Codec:

@@ -28,8 +28,8 @@ class MessageCodecs:
         self._kinds: dict[tuple[int, Kind], CodecKind] = {}
         self._residuals: dict[int, Tensor] = {}
         for stage, costs in enumerate(stage_costs(problem) if problem else ()):
-            for transfer in (costs.output, costs.gradient):
-                if transfer and transfer.route and transfer.route.link.codec:
+            for transfer in costs.transfers:
+                if transfer.route and transfer.route.link.codec:
                     self._kinds[stage, transfer.kind] = transfer.route.link.codec.kind
 
     def encode(self, send: Op, tensor: Tensor) -> Tensor:

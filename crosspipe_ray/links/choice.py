@@ -17,7 +17,7 @@ from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.links.profile import End, LinkProfile, MeasuredLink
 from crosspipe_ray.problem import Layer, Problem
-from crosspipe_ray.topology import topology_of
+from crosspipe_ray.topology import clusters_of, topology_of
 
 Wishes = Callable[[str, str], Wish]
 Sizes = Mapping[tuple[int, int], Collection[int]]
@@ -72,7 +72,7 @@ def candidates_of(
     allowed: dict[tuple[End, End], list[MeasuredLink]] = defaultdict(list)
     for link in profile.links:
         if {link.src, link.dst} <= {*clusters, *range(len(clusters))}:
-            pair = _cluster(clusters, link.src), _cluster(clusters, link.dst)
+            pair = clusters_of(clusters, link.src, link.dst)
             if wishes(*pair).allows(link.carrier):
                 allowed[link.src, link.dst].append(link)
     measured = [host.region for host in profile.hosts]
@@ -118,8 +118,8 @@ def message_sizes(problem: Problem) -> Sizes:
         )
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
     for costs in stage_costs(problem):
-        for transfer in (costs.output, costs.gradient):
-            if transfer is not None and transfer.src != transfer.dst:
+        for transfer in costs.transfers:
+            if transfer.src != transfer.dst:
                 sizes[transfer.src, transfer.dst].append(transfer.plain_bytes)
     return sizes
 
@@ -159,10 +159,6 @@ def _sizes_between(layers: Sequence[Layer]) -> list[int]:
 
 def _complexity(carrier: Carrier) -> tuple[int, int]:
     return _SIMPLEST_FIRST.index(carrier.transport), carrier.num_streams
-
-
-def _cluster(clusters: Sequence[str], end: End) -> str:
-    return end if isinstance(end, str) else clusters[end]
 
 
 def _lanes(clusters: Sequence[str], src: End, dst: End) -> list[tuple[int, int]]:

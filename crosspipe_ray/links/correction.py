@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.ops import Kind
 from crosspipe_ray.problem import Link, Problem
 from crosspipe_ray.timeline import Timeline
 from crosspipe_ray.topology import topology_of
@@ -98,8 +97,7 @@ def _flights(problem: Problem, timeline: Timeline) -> Iterator[tuple[int, _Fligh
         if route is None:
             continue
         index = index_of[id(route.link)]
-        stage = costs[message.op.stage]
-        transfer = stage.output if message.op.kind is Kind.SEND_F else stage.gradient
+        transfer = costs[message.op.stage].transfer(message.op.kind)
         assert transfer is not None, "a SEND has a stage that receives"
         start_ns, arrive_ns = message.start_ns, message.arrive_ns
         before = before_ns.get(index, -np.inf)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from pydantic import AwareDatetime, Field
 
 from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.files import write_atomically
+from crosspipe_ray.files import json_text, write_atomically
 from crosspipe_ray.parsing import parse_model, read_json
 from crosspipe_ray.problem import Link, Record
 from crosspipe_ray.topology import Route
@@ -211,4 +210,4 @@ def write_link_profile(profile: LinkProfile, path: Path) -> None:
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
-    write_atomically(path, json.dumps(profile.model_dump(mode="json"), indent=1) + "\n")
+    write_atomically(path, json_text(profile.model_dump(mode="json")))

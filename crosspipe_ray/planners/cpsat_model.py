@@ -210,7 +210,7 @@ def _unit_ns(problem: Problem, costs: Sequence[StageCosts]) -> int:
     times = []
     for stage, cost in enumerate(costs):
         times += [*split_durations(problem, costs, stage), cost.gather_ns, cost.reduce_ns]
-        for transfer in (cost.output, cost.gradient):
-            if transfer and transfer.route:
+        for transfer in cost.transfers:
+            if transfer.route:
                 times += [transfer.occupancy_ns, transfer.route.latency_ns]
     return math.gcd(*times) or 1

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import MutableSequence, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.planners.kernel import NEVER, Net
 from crosspipe_ray.planners.network import Order, fresh_state, order_of
+from crosspipe_ray.planners.relaxation import offsets
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.timeline import Timeline
 
@@ -139,7 +139,7 @@ def _jobs(
         taken=[net.taken[row] for row in of_ops] + others,
         freed=[net.freed[row] for row in of_ops] + others,
         closing=[node for node in range(num_ops) if finish[node]],
-        first=[0, *accumulate(map(len, sequences))],
+        first=offsets(map(len, sequences)),
         limit=[*net.limit, *([NEVER] * (len(sequences) - len(net.limit)))],
     )
 

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from crosspipe_ray.costs import StageCosts, Transfer, stage_costs
-from crosspipe_ray.ops import Kind, Op
+from crosspipe_ray.costs import StageCosts, Transfer, send_op, stage_costs
+from crosspipe_ray.ops import Kind, Op, receive_for, receive_of
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.timeline import Timeline
 
 Times = NDArray[np.int64]
 Latencies = Mapping[tuple[int | str, int | str], Times]
-_SENDS = {Kind.F: Kind.SEND_F, Kind.I: Kind.SEND_B, Kind.B: Kind.SEND_B}
-_RECVS = {Kind.F: Kind.RECV_F, Kind.I: Kind.RECV_B, Kind.B: Kind.RECV_B}
 
 
 def makespans_ns(plan: Plan, latencies: Latencies) -> Times:
@@ -97,7 +95,7 @@ class _Clock:
 
     def _compute(self, queue: int, op: Op, there: Times) -> Op | None:
         """Runs an op; returns its message, or the other op's input if that takes no time."""
-        stage, kind, microbatch = op
+        stage, kind, _ = op
         span, part = self._entries[queue][self._position[queue] - 1]
         start = np.maximum(self._free[queue], there)
         if kind is Kind.F and stage in self._gates:
@@ -105,10 +103,11 @@ class _Clock:
         self._free[queue] = end = start + (span.end_ns - span.start_ns)
         if kind in (Kind.W, Kind.B):
             self._last[stage] = end
-        if self._costs[stage].transfer(kind) is None or part.end < part.num_parts:
+        transfer = self._costs[stage].transfer(kind)
+        if transfer is None or part.end < part.num_parts:
             return None
-        message = Op(stage, _SENDS[kind], microbatch)
-        done = message if message in self._timed else _received(message)
+        message = send_op(op, transfer)
+        done = message if message in self._timed else receive_of(message)
         self._times[done] = end
         return done
 
@@ -118,17 +117,16 @@ class _Clock:
         assert transfer.route is not None, "timed messages have a route"
         self._free[queue] = end = np.maximum(self._free[queue], ready) + transfer.occupancy_ns
         link = transfer.route.link
-        received = _received(op)
+        received = receive_of(op)
         self._times[received] = end + self._latencies[link.src, link.dst]
         return received
 
     def _input_of(self, queue: int, op: Op) -> Op | None:
         """What a rank's next op waits for from another stage; of parts the first does."""
-        stage, kind, microbatch = op
         if self._entries[queue][self._position[queue]][1].first > 0:
             return None
-        is_first = stage == (0 if kind is Kind.F else len(self._costs) - 1)
-        return None if kind is Kind.W or is_first else Op(stage, _RECVS[kind], microbatch)
+        is_first = op.stage == (0 if op.kind is Kind.F else len(self._costs) - 1)
+        return None if is_first else receive_for(op)
 
     def _reductions(self) -> Iterator[Times]:
         """Ends of the last reduction of each rank; they go by the end of their stage's last op."""
@@ -157,13 +155,6 @@ def _queues(timeline: Timeline, costs: Sequence[StageCosts]) -> list[list[Op]]:
 
 
 def _transfer(costs: Sequence[StageCosts], send: Op) -> Transfer:
-    transfer = costs[send.stage].transfer(Kind.F if send.kind is Kind.SEND_F else Kind.I)
+    transfer = costs[send.stage].transfer(send.kind)
     assert transfer is not None, "it is sent"
     return transfer
-
-
-def _received(send: Op) -> Op:
-    """The RECV op of a SEND op."""
-    if send.kind is Kind.SEND_F:
-        return Op(send.stage + 1, Kind.RECV_F, send.microbatch)
-    return Op(send.stage - 1, Kind.RECV_B, send.microbatch)

@@ -37,10 +37,7 @@ def codec_savings(plan: Plan) -> CodecSavings | None:
     """Compares; None where no message goes through a codec."""
     problem = plan.problem
     transfers = [
-        transfer
-        for costs in stage_costs(problem)
-        for transfer in (costs.output, costs.gradient)
-        if transfer and transfer.codec
+        transfer for costs in stage_costs(problem) for transfer in costs.transfers if transfer.codec
     ]
     if not transfers:
         return None
