@@ -6,8 +6,8 @@ bound, and silence moves the target; so both ends close in, and proofs come earl
 cheap. Where all targets are met with silence, the solver improves the best known order, given as a
 hint, for a while, and is then asked again with more patience.
 
-Where memory is a cumulative resource, the search begins with cheap refusals: without that resource
-a search of a fraction of a second often shows that a target is out of reach.
+Where channels are the bottleneck, the search begins with cheap refusals: a model of the ends of the
+step alone (`cpsat_ends`) often shows in a fraction of a second that a target is out of reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
-from crosspipe_ray.planners.cpsat_model import Model, needs_cumulative
+from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.cpsat_model import Model
 from crosspipe_ray.planners.cpsat_order import add_hint, solved_order
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
@@ -35,9 +36,10 @@ Status = Literal["proven", "gap", "time_limit"]
 _FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seconds
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
-_NUM_PROBES = 5  # for cheap refusals
-_PROBE_PATIENCE = 0.05
-_MOST_REFUSED = 0.016  # above the bound, as a share of it; refusals of more are not cheap
+_NUM_REFUSALS = 8  # steps in which cheap refusals raise the bound
+_REFUSAL_PATIENCE = 0.4
+_MOST_REFUSED = 0.02  # above the bound, as a share of it; refusals of more are not cheap
+_REACHES = (0.2, 0.24, 0.28, 0.34)  # of the ends of the step, as shares of the bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class _Limits:
         parameters.linearization_level = 0
         return solver
 
-    def solve(self, solver: cp_model.CpSolver, model: Model) -> cp_model.CpSolverStatus:
+    def solve(self, solver: cp_model.CpSolver, model: Model | EndsModel) -> cp_model.CpSolverStatus:
         """Solves, and counts the effort."""
         status = solver.solve(model.model)
         self.effort -= solver.response_proto.deterministic_time
@@ -161,29 +163,37 @@ class _Search:
         return self._makespan_ns <= self._bound_ns * (1 + gap)
 
     def refuse(self, gap: float) -> None:
-        """Raises the bound by what a relaxed model soon refuses."""
-        if self.is_within(gap) or not any(
-            stages and needs_cumulative(self._problem, self._costs, stages)
-            for stages in self._problem.stages_of_rank
-        ):
+        """Raises the bound by what the ends of the step soon refuse, step by step."""
+        if self.is_within(gap) or not is_bound_by_channels(self._problem, self._costs):
             return
+        enough_ns = min(self._makespan_ns - 1, int(self._makespan_ns / (1 + gap)))
+        highest_ns = min(enough_ns, int(self._bound_ns * (1 + _MOST_REFUSED)))
+        step_ns = (highest_ns - self._bound_ns) // _NUM_REFUSALS
+        reaches = list(_REACHES)  # one that does not refuse a makespan refuses no longer one
+        for steps_left in reversed(range(_NUM_REFUSALS)):
+            limit_ns = highest_ns - steps_left * step_ns
+            while limit_ns >= self._bound_ns:
+                if not reaches or self._limits.are_reached:
+                    return
+                if not self._is_refused(limit_ns, reaches[0]):
+                    del reaches[0]
+
+    def _is_refused(self, limit_ns: int, reach: float) -> bool:
+        """Whether ends of that reach do not allow a makespan; the bound is above it then."""
         from ortools.sat.python import cp_model
 
-        highest_ns = min(self._makespan_ns - 1, int(self._bound_ns * (1 + _MOST_REFUSED)))
-        for _ in range(_NUM_PROBES):
-            if self._limits.are_reached or self.is_within(gap) or highest_ns < self._bound_ns:
-                return
-            limit_ns = (self._bound_ns + highest_ns) // 2
-            model = Model(self._problem, self._costs, self._bounds, limit_ns, is_relaxed=True)
-            solver = self._limits.solver(_PROBE_PATIENCE, workers=1)
-            if self._limits.solve(solver, model) == cp_model.INFEASIBLE:
-                self._raise_bound(limit_ns, model)
-            else:
-                highest_ns = limit_ns
+        reach_ns = int(reach * self._bounds.makespan_ns)
+        model = EndsModel(self._problem, self._costs, self._bounds, limit_ns, reach_ns)
+        solver = self._limits.solver(_REFUSAL_PATIENCE, workers=1)
+        solver.parameters.use_strong_propagation_in_disjunctive = True
+        is_refused: bool = self._limits.solve(solver, model) == cp_model.INFEASIBLE
+        if is_refused:
+            self._raise_bound(limit_ns, model.unit_ns)
+        return is_refused
 
-    def _raise_bound(self, refused_ns: int, model: Model) -> None:
+    def _raise_bound(self, refused_ns: int, unit_ns: int) -> None:
         """What comes after a makespan that was refused; times are multiples of the unit."""
-        self._bound_ns = (refused_ns // model.unit_ns + 1) * model.unit_ns
+        self._bound_ns = (refused_ns // unit_ns + 1) * unit_ns
         self._report(self._makespan_ns, self._bound_ns)
 
     def attempt(self, target: float, patience: float) -> bool:
@@ -203,7 +213,7 @@ class _Search:
             self._order, self._makespan_ns = order, makespan_ns
             self._report(self._makespan_ns, self._bound_ns)
         elif status == cp_model.INFEASIBLE:
-            self._raise_bound(limit_ns, model)
+            self._raise_bound(limit_ns, model.unit_ns)
         else:
             return False
         return True

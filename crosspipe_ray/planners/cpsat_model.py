@@ -30,8 +30,6 @@ class Model:
         costs: of the problem.
         bounds: of the problem.
         limit_ns: no schedule is asked for that is longer.
-        is_relaxed: without the cumulative resources, which take most of the solver's time; what
-            cannot be done then cannot be done at all.
 
     Attributes:
         model: for the solver.
@@ -46,16 +44,13 @@ class Model:
         costs: Sequence[StageCosts],
         bounds: Bounds,
         limit_ns: int,
-        *,
-        is_relaxed: bool = False,
     ) -> None:
         from ortools.sat.python import cp_model
 
         self._problem = problem
         self._costs = costs
         self._bounds = bounds
-        self._is_relaxed = is_relaxed
-        self.unit_ns = _unit_ns(problem, costs)
+        self.unit_ns = unit_of(problem, costs)
         self._limit = limit_ns // self.unit_ns
         self.model = cp_model.CpModel()
         self.starts: dict[Key, Any] = {}
@@ -146,7 +141,7 @@ class Model:
                 continue
             for stage in stages:
                 self._window(stage, limit)
-            if needs_cumulative(self._problem, self._costs, stages) and not self._is_relaxed:
+            if _needs_cumulative(self._problem, self._costs, stages):
                 self._cumulative(stages, limit)
 
     def _reductions(self) -> None:
@@ -195,7 +190,7 @@ class Model:
         )
 
 
-def needs_cumulative(problem: Problem, costs: Sequence[StageCosts], stages: Sequence[int]) -> bool:
+def _needs_cumulative(problem: Problem, costs: Sequence[StageCosts], stages: Sequence[int]) -> bool:
     """Whether the memory of a rank with these stages is more than precedences."""
     return len(stages) > 1 or _parts(problem, costs, stages[0])[0] > 0
 
@@ -206,7 +201,8 @@ def _parts(problem: Problem, costs: Sequence[StageCosts], stage: int) -> tuple[i
     return freed, costs[stage].activation_bytes - freed
 
 
-def _unit_ns(problem: Problem, costs: Sequence[StageCosts]) -> int:
+def unit_of(problem: Problem, costs: Sequence[StageCosts]) -> int:
+    """The greatest common divisor of all times, in nanoseconds."""
     times = []
     for stage, cost in enumerate(costs):
         times += [*split_durations(problem, costs, stage), cost.gather_ns, cost.reduce_ns]

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from crosspipe_ray.compiled import check_switch
-from crosspipe_ray.costs import check_memory_suffices
+from crosspipe_ray.costs import check_memory_suffices, stage_costs
 from crosspipe_ray.errors import InfeasibleError, InputError, ProblemError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate, candidates
+from crosspipe_ray.planners.cpsat_ends import is_bound_by_channels
 from crosspipe_ray.planners.methods import METHODS, Budget, Found, Method
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.placement import Pattern, follows
@@ -37,7 +38,7 @@ _NUM_FAVOURITES = 3
 _NUM_SLANTED = 5
 _EQUAL_SHARE = 0.6  # of the time of a method that is asked for: for stages of equal work
 _LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
-_MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy
+_MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy and improve
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 _MOST_IMPROVED_OPS = 20_000  # above, improve is still setting out when greedy has long arrived
 _MOST_FORMULA_OPS = 1_000_000  # above, each plan that is looked at takes seconds
@@ -157,6 +158,13 @@ class _Place:
         )
         return 3 * num_stages * self.origin.num_microbatches
 
+    @property
+    def is_bound_by_channels(self) -> bool:
+        """Whether the solver is likely to raise the bound; False before the first attempt."""
+        return self._problem is not None and is_bound_by_channels(
+            self._problem, stage_costs(self._problem)
+        )
+
     def fits(self, method: Method) -> bool:
         """Whether the method can be used on this placement."""
         if method.pattern is None:
@@ -258,8 +266,8 @@ def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
 def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
-        is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_small else 0.75))
+        is_for_solver = place.num_ops <= _MOST_EASY_OPS or place.is_bound_by_channels
+        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_for_solver else 0.75))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 

@@ -1,0 +1,154 @@
+"""The ends of a step as a model for CP-SAT, which refuses makespans that the whole model cannot.
+
+Where several channels carry messages all the time, none has time to lose: an op that waits for its
+rank makes a message late and leaves the next channel idle, which no later message makes good.
+What is lost so is lost while the channels fill and while they run empty; in between the step
+repeats itself, and a search over all of it tries the same again for every microbatch.
+
+So the model has all messages, but ops only near the ends of the step. W and memory are left out, as
+far as heads and tails do not know them. What it cannot do, no schedule can.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crosspipe_ray.costs import StageCosts
+from crosspipe_ray.ops import Kind
+from crosspipe_ray.planners.bounds import Bounds
+from crosspipe_ray.planners.cpsat_model import unit_of
+from crosspipe_ray.planners.relaxation import Times, least_durations
+from crosspipe_ray.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """An op or a message that every microbatch goes through; times in nanoseconds.
+
+    Attributes:
+        machine: a rank, or beyond the ranks a channel.
+        is_message: messages that occupy a channel.
+        duration: on the machine.
+        lag: from its end to the next step.
+        heads: per microbatch, least time until it starts.
+        tails: per microbatch, least time from its end to the end of the step.
+    """
+
+    machine: int
+    is_message: bool
+    duration: int
+    lag: int
+    heads: Times
+    tails: Times
+
+
+class EndsModel:
+    """Whether the ends of a step leave room for a makespan.
+
+    Args:
+        problem: with stages.
+        costs: of the problem.
+        bounds: of the problem.
+        limit_ns: no schedule is asked for that is longer.
+        reach_ns: an op is near an end if its head or its tail is less.
+
+    Attributes:
+        model: for the solver.
+        unit_ns: all times are multiples of it.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        costs: Sequence[StageCosts],
+        bounds: Bounds,
+        limit_ns: int,
+        reach_ns: int,
+    ) -> None:
+        from ortools.sat.python import cp_model
+
+        self.model = cp_model.CpModel()
+        self.unit_ns = unit_of(problem, costs)
+        self._limit_ns = limit_ns
+        self._reach_ns = reach_ns
+        self._on_machine: dict[int, list[Any]] = defaultdict(list)
+        steps = _steps(problem, costs, bounds)
+        starts: list[Any] = [None] * len(steps)
+        for m in range(problem.num_microbatches):
+            starts = self._microbatch(steps, m, starts)
+        for intervals in self._on_machine.values():
+            self.model.add_no_overlap(intervals)
+
+    def _microbatch(self, steps: Sequence[_Step], m: int, before: Sequence[Any]) -> list[Any]:
+        """Adds the steps of a microbatch, each after the same one of the microbatch before.
+
+        Returns:
+            Their starts; None for what is left out, which takes its time all the same.
+        """
+        starts: list[Any] = []
+        last, since = None, 0
+        for step, start_before in zip(steps, before, strict=True):
+            start = self._start(step, m) if self._is_kept(step, m) else None
+            if start is not None:
+                if last is not None:
+                    self.model.add(start >= last + since)
+                if start_before is not None:
+                    self.model.add(start >= start_before + step.duration // self.unit_ns)
+                last, since = start, 0
+            since += (step.duration + step.lag) // self.unit_ns
+            starts.append(start)
+        return starts
+
+    def _is_kept(self, step: _Step, m: int) -> bool:
+        return step.is_message or min(step.heads[m], step.tails[m]) < self._reach_ns
+
+    def _start(self, step: _Step, m: int) -> Any:
+        size = step.duration // self.unit_ns
+        earliest = -(-int(step.heads[m]) // self.unit_ns)
+        latest = (self._limit_ns - int(step.tails[m])) // self.unit_ns - size
+        start = self.model.new_int_var(min(earliest, latest), latest, "")
+        if earliest > latest:
+            self.model.add(start >= earliest)  # no schedule is this short
+        if size:
+            interval = self.model.new_fixed_size_interval_var(start, size, "")
+            self._on_machine[step.machine].append(interval)
+        return start
+
+
+def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> list[_Step]:
+    """The way of a microbatch: F of all stages, I of all stages backwards, messages in between."""
+    num_stages = len(costs)
+    way = [(stage, Kind.F) for stage in range(num_stages)]
+    way += [(stage, Kind.I) for stage in reversed(range(num_stages))]
+    steps: list[_Step] = []
+    for stage, kind in reversed(way):
+        transfer = costs[stage].transfer(kind)
+        route = transfer.route if transfer else None
+        lag = route.latency_ns if route else 0
+        duration = least_durations(problem, costs, stage)[kind]
+        heads, tails = bounds.heads[stage, kind], bounds.tails[stage, kind]
+        if transfer and route and transfer.occupancy_ns:
+            rest = lag + steps[-1].duration + steps[-1].tails
+            machine = len(problem.ranks) + route.channel
+            ready = heads + duration
+            steps.append(_Step(machine, True, transfer.occupancy_ns, lag, ready, rest))
+            lag = 0
+        steps.append(_Step(costs[stage].rank, False, duration, lag, heads, tails))
+    return steps[::-1]
+
+
+def is_bound_by_channels(problem: Problem, costs: Sequence[StageCosts]) -> bool:
+    """Whether a channel of several rows of messages has more work than any rank."""
+    work, rows = Counter[int](), Counter[int]()
+    for stage, cost in enumerate(costs):
+        work[cost.rank] += sum(least_durations(problem, costs, stage))
+        for transfer in cost.transfers:
+            if transfer.route:
+                channel = len(problem.ranks) + transfer.route.channel
+                work[channel] += transfer.occupancy_ns
+                rows[channel] += 1
+    busiest = max(work, key=work.__getitem__)
+    return rows[busiest] > 1

@@ -1,0 +1,66 @@
+"""What the ends of a step refuse, no schedule can do."""
+
+import pytest
+from hypothesis import given, settings
+from ortools.sat.python import cp_model
+
+from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.cpsat import solve
+from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.simulate import simulate
+from tests.unit.builders import link, make_problem, problems, regions_problem
+
+
+def is_refused(problem: Problem, limit_ns: int, reach_ns: int) -> bool:
+    costs = stage_costs(problem)
+    ends = EndsModel(problem, costs, bounds_of(problem, costs), limit_ns, reach_ns)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_deterministic_time = 0.5
+    solver.parameters.use_strong_propagation_in_disjunctive = True
+    return solver.solve(ends.model) == cp_model.INFEASIBLE
+
+
+def busy_borders(num_microbatches: int) -> Problem:
+    """A wave over four regions whose borders carry messages all the time."""
+    stage = {"forward_us": 50, "backward_input_us": 64, "backward_weight_us": 24}
+    row = regions_problem(8, num_microbatches, latency_us=25, occupancy_us=200, num_clusters=4)
+    wave = make_problem(Pattern.WAVE.positions(8, 2), num_microbatches, stage=stage)
+    return wave.model_copy(update={"ranks": row.ranks, "links": row.links})
+
+
+@settings(max_examples=100)
+@given(problems())
+def test_what_a_schedule_does_is_not_refused(problem: Problem) -> None:
+    order = greedy_order(problem, iterations=5)
+    makespan_ns = simulate(problem, order.schedule, send_order=order.sends).makespan_ns
+    for share in (0.0, 0.3, 1.0):
+        assert not is_refused(problem, makespan_ns, int(share * makespan_ns) + 1)
+
+
+def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
+    problem = busy_borders(6)
+    solution = solve(problem, known=greedy_order(problem), time_limit_s=60.0, workers=1)
+    bound_ns, reach_ns = bounds_of(problem).makespan_ns, solution.makespan_ns
+    assert solution.status == "proven"
+    assert is_refused(problem, int(1.01 * bound_ns), reach_ns)
+    assert not is_refused(problem, solution.makespan_ns, reach_ns)
+
+
+def test_ends_refuse_soon_what_the_whole_step_does_not() -> None:
+    problem = busy_borders(24)
+    bound_ns = bounds_of(problem).makespan_ns
+    assert is_refused(problem, int(1.008 * bound_ns), int(0.25 * bound_ns))
+
+
+@pytest.mark.parametrize(("placement", "wanted"), [((0, 1, 1, 0), False), ((0, 1, 0, 1), True)])
+def test_a_channel_of_several_stages_with_more_work_than_any_rank(
+    placement: tuple[int, ...], wanted: bool
+) -> None:
+    links = [link(0, 1, 0, 4), link(1, 0, 0, 4)]
+    problem = make_problem(placement, 2, links=links)
+    assert is_bound_by_channels(problem, stage_costs(problem)) is wanted
