@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from crosspipe_ray.plan import Plan
+    from crosspipe_ray.problem import Problem
 
 
 class PlacementName(str, Enum):
@@ -103,6 +104,10 @@ def plan(
         float | None,
         typer.Option(min=0, max=1, help="Plan for this share of steps of links with samples."),
     ] = None,
+    pieces: Annotated[
+        str,
+        typer.Option(help="Of each microbatch and message, numbers to choose from: 1,2,4."),
+    ] = "1",
     output: Output = None,
     list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
 ) -> None:
@@ -113,6 +118,7 @@ def plan(
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.pieces import plan_in_pieces
     from crosspipe_ray.planners.portfolio import Attempt, Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan
@@ -126,8 +132,9 @@ def plan(
         raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
     check_folders(output)
     its_problem = read_problem(problem_file)
+    numbers = _numbers(pieces, its_problem)
     if output:
-        check_can_hold(output, its_problem.least_num_ops)
+        check_can_hold(output, max(numbers) * its_problem.least_num_ops)
     attempts: list[Attempt] = []
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
     with planning_line(Console(stderr=True)) as show_progress:
@@ -138,10 +145,18 @@ def plan(
             workers=workers,
             on_progress=show_progress,
         )
-        chosen = make(its_problem, method=method, budget=budget, on_attempt=attempts.append)
+        number, chosen = plan_in_pieces(
+            its_problem,
+            numbers,
+            make=partial(make, method=method),
+            budget=budget,
+            on_attempt=attempts.append,
+        )
     console = console_of_stdout()
     if len(attempts) > 1:
         console.print(attempts_table(attempts))
+    if len(numbers) > 1:
+        console.print(f"the shortest has microbatches in {number} pieces", highlight=False)
     _print_plan(console, chosen)
     if output:
         write_plan(chosen, output)
@@ -149,6 +164,23 @@ def plan(
 
 def _names(by_comma: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in by_comma.split(","))
+
+
+def _numbers(by_comma: str, its_problem: Problem) -> tuple[int, ...]:
+    """Numbers of pieces to choose from."""
+    from crosspipe_ray.errors import ProblemError
+    from crosspipe_ray.problem import MAX_MICROBATCHES
+
+    names = _names(by_comma)
+    if not all(name.isdecimal() and int(name) for name in names):
+        raise ProblemError(f"--pieces {by_comma}: give whole numbers from 1 on, as in 1,2,4")
+    most = MAX_MICROBATCHES // its_problem.num_microbatches
+    if max(map(int, names)) > most:
+        raise ProblemError(
+            f"--pieces {by_comma}: {its_problem.num_microbatches} microbatches may be in at most "
+            f"{most} pieces each"
+        )
+    return tuple(sorted(set(map(int, names))))
 
 
 def _print_methods() -> None:

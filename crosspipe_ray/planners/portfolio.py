@@ -58,6 +58,12 @@ class Attempt:
         """Of the plan; infinite without one, so that the best come first in a sorted list."""
         return self.plan.timeline.makespan_ns if self.plan else math.inf
 
+    def in_pieces(self, num_pieces: int) -> Attempt:
+        """The same, named after the number of pieces of each microbatch."""
+        if num_pieces == 1:
+            return self
+        return replace(self, placement=f"{self.placement} in {num_pieces}")
+
 
 def plan(
     problem: Problem,
