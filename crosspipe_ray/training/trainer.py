@@ -133,6 +133,8 @@ class _Run:
             config = self._config.in_pieces(num_pieces)
             plan, attempts, profiles[num_pieces] = self._plan_by(config, earlier)
             self._attempts += [attempt.in_pieces(num_pieces) for attempt in attempts]
+            makespan_ms = plan.timeline.makespan_ns / 1e6
+            self._console.phase(f"{plan.method} in {num_pieces}: planned {makespan_ms:.2f} ms")
             return plan
 
         self._num_pieces, plan = shortest(self._config.planner.pieces, make)
