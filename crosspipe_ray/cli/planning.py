@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,12 @@ import typer
 from crosspipe_ray.cli.plans import Output, console_of_stdout, print_codecs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rich.console import Console
 
     from crosspipe_ray.plan import Plan
+    from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.problem import Problem
 
 
@@ -112,18 +116,14 @@ def plan(
     list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
 ) -> None:
     """Plan a problem: the order of every op and message."""
-    from rich.console import Console
-
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
-    from crosspipe_ray.planners.pieces import plan_in_pieces
-    from crosspipe_ray.planners.portfolio import Attempt, Budget
+    from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.report.console import attempts_table, planning_line
 
     if list_methods:
         _print_methods()
@@ -135,31 +135,39 @@ def plan(
     numbers = _numbers(pieces, its_problem)
     if output:
         check_can_hold(output, max(numbers) * its_problem.least_num_ops)
-    attempts: list[Attempt] = []
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed, workers=workers)
+    chosen = _planned(its_problem, numbers, partial(make, method=method), budget)
+    if output:
+        write_plan(chosen, output)
+
+
+def _planned(
+    its_problem: Problem, pieces: Sequence[int], make: Callable[..., Plan], budget: Budget
+) -> Plan:
+    """The best plan; prints what was tried."""
+    from rich.console import Console
+
+    from crosspipe_ray.planners.pieces import plan_in_pieces
+    from crosspipe_ray.planners.portfolio import Attempt
+    from crosspipe_ray.report.console import attempts_table, planning_line
+
+    attempts: list[Attempt] = []
     with planning_line(Console(stderr=True)) as show_progress:
-        budget = Budget(
-            time_limit,
-            iterations or DEFAULT_ITERATIONS,
-            seed,
-            workers=workers,
-            on_progress=show_progress,
-        )
         number, chosen = plan_in_pieces(
             its_problem,
-            numbers,
-            make=partial(make, method=method),
-            budget=budget,
+            pieces,
+            make=make,
+            budget=replace(budget, on_progress=show_progress),
             on_attempt=attempts.append,
         )
     console = console_of_stdout()
     if len(attempts) > 1:
         console.print(attempts_table(attempts))
-    if len(numbers) > 1:
+    if len(pieces) > 1:
         console.print(f"the shortest has microbatches in {number} pieces", highlight=False)
     _print_plan(console, chosen)
-    if output:
-        write_plan(chosen, output)
+    return chosen
 
 
 def _names(by_comma: str) -> tuple[str, ...]:
