@@ -24,7 +24,7 @@ from crosspipe_ray.planners.methods import METHODS, Budget, Found, Method
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.placement import Pattern, follows
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 
