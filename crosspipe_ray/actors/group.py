@@ -30,9 +30,9 @@ from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.engine.transports.streams import RunSecrets
 from crosspipe_ray.engine.wiring import Wiring
 from crosspipe_ray.errors import ConfigError, RunError
-from crosspipe_ray.lowering import Lane, Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Lane, Program
 
 Actor = Any  # a handle of StageActor: Ray's stubs lose the types of methods in concurrency groups
 Result = TypeVar("Result")

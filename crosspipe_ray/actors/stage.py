@@ -26,9 +26,9 @@ from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
 from crosspipe_ray.engine.transports import Transport, host_store, join_store
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,12 +177,12 @@ def _names(by_comma: str) -> tuple[str, ...]:
 def _numbers(by_comma: str, its_problem: Problem) -> tuple[int, ...]:
     """Numbers of pieces to choose from."""
     from crosspipe_ray.errors import ProblemError
-    from crosspipe_ray.problem import MAX_MICROBATCHES
+    from crosspipe_ray.problem import MOST_MICROBATCHES
 
     names = _names(by_comma)
     if not all(name.isdecimal() and int(name) for name in names):
         raise ProblemError(f"--pieces {by_comma}: give whole numbers from 1 on, as in 1,2,4")
-    most = MAX_MICROBATCHES // its_problem.num_microbatches
+    most = MOST_MICROBATCHES // its_problem.num_microbatches
     if max(map(int, names)) > most:
         raise ProblemError(
             f"--pieces {by_comma}: {its_problem.num_microbatches} microbatches may be in at most "

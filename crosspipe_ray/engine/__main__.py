@@ -37,10 +37,11 @@ from crosspipe_ray.engine.transports.streams import RunSecrets
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.links.choice import carriers_of
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.pieces import shortest
+from crosspipe_ray.program import lanes
 from crosspipe_ray.report.console import rehearsed_line
 from crosspipe_ray.report.prediction import rehearsal_markdown
 

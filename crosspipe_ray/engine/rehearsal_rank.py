@@ -10,10 +10,10 @@ from crosspipe_ray.engine.interpreter import Interpreter
 from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.synthetic import SyntheticStage
 from crosspipe_ray.engine.transports import Transport
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 
 
 class RehearsalRank:

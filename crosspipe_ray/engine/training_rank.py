@@ -18,9 +18,9 @@ from crosspipe_ray.engine.message_codecs import MessageCodecs
 from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.stage import ModelStage, TiedHead, tie
 from crosspipe_ray.engine.transports import Transport
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 from crosspipe_ray.training.data import Batches, TokenDataset
 from crosspipe_ray.training.model import activation_shape, build_layers
 from crosspipe_ray.training.optimizer import (

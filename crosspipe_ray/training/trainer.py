@@ -30,10 +30,10 @@ from crosspipe_ray.engine.planning import (
 )
 from crosspipe_ray.engine.setup import assignments
 from crosspipe_ray.links.choice import carriers_of
-from crosspipe_ray.lowering import lanes
 from crosspipe_ray.plan import Plan, read_plan
 from crosspipe_ray.planners.pieces import shortest
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.program import lanes
 from crosspipe_ray.report.console import RunConsole
 from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InfeasibleError, ScheduleError
-from crosspipe_ray.lowering import Program, check_progress, lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, receive_for, receive_of
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.greedy import greedy
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program, check_progress, lanes
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 from tests.unit.builders import link, make_problem, make_schedule, ops, problems, sends_us
