@@ -94,7 +94,8 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         clocks, steps = watch.look(), []
         for index in range(options.steps):
             board.start_together()
-            steps.append(_print_step(board, plan, worker.step(index), clocks))
+            report = worker.step(index, is_last=index + 1 == options.steps)
+            steps.append(_print_step(board, plan, report, clocks))
         clocks = watch.look()
         if rank == 0:
             measured = [step_timeline(reports, clocks) for reports in steps]
@@ -123,8 +124,10 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         worker = TrainingRank(assigned[rank], transport, device=device)
         check_same_data(board.gather(worker.dataset_digest))
         clocks = ClockWatch(board, transport, timeout_s=_TIMEOUT_S).look()
-        for index in range(config.training.num_steps):
-            _print_step(board, plan, worker.step(index), clocks)
+        num_steps = config.training.num_steps
+        for index in range(num_steps):
+            report = worker.step(index, is_last=index + 1 == num_steps)
+            _print_step(board, plan, report, clocks)
         board.wait_for_all()
     board.leave()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -69,26 +70,46 @@ class Interpreter:
         }
         self._reset()
 
-    def run(self, program: Sequence[Instruction]) -> RankRecord:
+    def run(
+        self, program: Sequence[Instruction], *, following: Sequence[Instruction] = ()
+    ) -> RankRecord:
         """Executes one step.
+
+        Args:
+            program: of the step.
+            following: program of the next step, if the transport has nothing else to do until then.
+                The receives that it begins with are posted now, so that their senders know of them
+                when it starts.
 
         Raises:
             RunError: a message did not come in time, or the run was aborted.
         """
-        self._reset()
-        for instruction in program:
+        for instruction in program[self._num_posted_ahead :]:
             self._execute[type(instruction)](instruction)
         while self._sends:
             self._finish_send(self._sends.popleft())
-        return self._record
+        record = self._record
+        self._reset()
+        self._post_ahead(following)
+        return record
 
     def _reset(self) -> None:
         self._record = RankRecord(self._rank)
+        self._num_posted_ahead = 0
         self._posted: dict[Op, tuple[Tensor, Handle]] = {}
         self._posted_bytes = 0
         self._ready: dict[Op, Tensor] = {}  # made on this rank, by the RECV that it stands in for
         self._outgoing: dict[Op, Tensor] = {}  # made on this rank, by its SEND
         self._sends: deque[tuple[Send, int, Tensor, Handle]] = deque()
+
+    def _post_ahead(self, following: Sequence[Instruction]) -> None:
+        # NCCL's receives are kernels that spin until the message comes: none is left to stand
+        # between the steps, where the optimizer may wait for the whole device.
+        if self._device.type == "cuda":
+            return
+        for instruction in takewhile(lambda each: isinstance(each, Receive), following):
+            self._receive(instruction)
+            self._num_posted_ahead += 1
 
     def _forward(self, instruction: Instruction) -> None:
         op = instruction.op

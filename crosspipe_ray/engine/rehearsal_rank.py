@@ -48,6 +48,7 @@ class RehearsalRank:
             timeout_s=timeout_s,
         )
 
-    def step(self, index: int) -> StepReport:
-        """Runs the plan once."""
-        return StepReport(index, self._interpreter.run(self._program))
+    def step(self, index: int, *, is_last: bool = True) -> StepReport:
+        """Runs the plan once; another step follows at once unless it is the last."""
+        following = () if is_last else self._program
+        return StepReport(index, self._interpreter.run(self._program, following=following))

@@ -97,14 +97,20 @@ class TrainingRank:
             else None
         )
 
-    def step(self, index: int) -> StepReport:
-        """One optimizer step: the plan's ops, then norm, clipping and AdamW."""
+    def step(self, index: int, *, is_last: bool = True) -> StepReport:
+        """One optimizer step: the plan's ops, then norm, clipping and AdamW.
+
+        Args:
+            index: of the step.
+            is_last: nothing but another step follows unless it is the last.
+        """
         for stage in self._stages.values():
             stage.zero_gradients()
             if self._batches is not None:
                 stage.load_inputs = partial(self._batches.inputs, index)
                 stage.load_labels = partial(self._batches.labels, index)
-        record = self._interpreter.run(self._program)
+        following = () if is_last else self._program
+        record = self._interpreter.run(self._program, following=following)
         if self._tied is not None:
             self._tied.fold_gradient()
         squared = self._norms.all_values(squared_norms(self._parameters.values()))
