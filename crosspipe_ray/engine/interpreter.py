@@ -70,16 +70,8 @@ class Interpreter:
         }
         self._reset()
 
-    def run(
-        self, program: Sequence[Instruction], *, following: Sequence[Instruction] = ()
-    ) -> RankRecord:
-        """Executes one step.
-
-        Args:
-            program: of the step.
-            following: program of the next step, if the transport has nothing else to do until then.
-                The receives that it begins with are posted now, so that their senders know of them
-                when it starts.
+    def run(self, program: Sequence[Instruction]) -> RankRecord:
+        """Executes one step; what was posted ahead of it is not posted again.
 
         Raises:
             RunError: a message did not come in time, or the run was aborted.
@@ -90,8 +82,22 @@ class Interpreter:
             self._finish_send(self._sends.popleft())
         record = self._record
         self._reset()
-        self._post_ahead(following)
         return record
+
+    def post_ahead(self, program: Sequence[Instruction]) -> None:
+        """Posts the receives that the next step begins with, so that their senders know of them.
+
+        Until then, nothing else may be received. NCCL's receives are kernels that spin until the
+        message comes; none is left on a GPU, where what comes in between may wait for all of it.
+
+        Args:
+            program: of the next step.
+        """
+        if self._device.type == "cuda":
+            return
+        for instruction in takewhile(lambda each: isinstance(each, Receive), program):
+            self._receive(instruction)
+            self._num_posted_ahead += 1
 
     def _reset(self) -> None:
         self._record = RankRecord(self._rank)
@@ -101,15 +107,6 @@ class Interpreter:
         self._ready: dict[Op, Tensor] = {}  # made on this rank, by the RECV that it stands in for
         self._outgoing: dict[Op, Tensor] = {}  # made on this rank, by its SEND
         self._sends: deque[tuple[Send, int, Tensor, Handle]] = deque()
-
-    def _post_ahead(self, following: Sequence[Instruction]) -> None:
-        # NCCL's receives are kernels that spin until the message comes: none is left to stand
-        # between the steps, where the optimizer may wait for the whole device.
-        if self._device.type == "cuda":
-            return
-        for instruction in takewhile(lambda each: isinstance(each, Receive), following):
-            self._receive(instruction)
-            self._num_posted_ahead += 1
 
     def _forward(self, instruction: Instruction) -> None:
         op = instruction.op

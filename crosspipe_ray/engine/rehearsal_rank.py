@@ -50,5 +50,7 @@ class RehearsalRank:
 
     def step(self, index: int, *, is_last: bool = True) -> StepReport:
         """Runs the plan once; another step follows at once unless it is the last."""
-        following = () if is_last else self._program
-        return StepReport(index, self._interpreter.run(self._program, following=following))
+        record = self._interpreter.run(self._program)
+        if not is_last:
+            self._interpreter.post_ahead(self._program)
+        return StepReport(index, record)

@@ -109,11 +109,13 @@ class TrainingRank:
             if self._batches is not None:
                 stage.load_inputs = partial(self._batches.inputs, index)
                 stage.load_labels = partial(self._batches.labels, index)
-        following = () if is_last else self._program
-        record = self._interpreter.run(self._program, following=following)
+        record = self._interpreter.run(self._program)
         if self._tied is not None:
             self._tied.fold_gradient()
-        squared = self._norms.all_values(squared_norms(self._parameters.values()))
+        exchange = self._norms.start(squared_norms(self._parameters.values()))
+        if not is_last:
+            self._interpreter.post_ahead(self._program)
+        squared = exchange()
         exchanged_ns = clock.now_ns()
         self._update(index, squared)
         return StepReport(
