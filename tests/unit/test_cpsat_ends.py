@@ -52,12 +52,12 @@ def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
 
 
 def test_ends_refuse_soon_what_the_whole_step_does_not() -> None:
-    problem = busy_borders(24)
+    problem = busy_borders(32)
     bound_ns = bounds_of(problem).makespan_ns
     assert is_refused(problem, int(1.008 * bound_ns), int(0.25 * bound_ns))
 
 
-@pytest.mark.parametrize(("placement", "wanted"), [((0, 1, 1, 0), False), ((0, 1, 0, 1), True)])
+@pytest.mark.parametrize(("placement", "wanted"), [((0, 1), False), ((0, 1, 1, 0), True)])
 def test_a_channel_of_several_stages_with_more_work_than_any_rank(
     placement: tuple[int, ...], wanted: bool
 ) -> None:
