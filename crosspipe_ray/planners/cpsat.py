@@ -6,23 +6,25 @@ bound, and silence moves the target; so both ends close in, and proofs come earl
 cheap. Where all targets are met with silence, the solver improves the best known order, given as a
 hint, for a while, and is then asked again with more patience.
 
-Where channels are the bottleneck, the search begins with cheap refusals: a model of the ends of the
-step alone (`cpsat_ends`) often shows in a fraction of a second that a target is out of reach.
+Where channels are the bottleneck, or memory is a cumulative resource, the search begins with cheap
+refusals: a model of the ends of the step alone (`cpsat_ends`), or of all of it without that
+resource, often shows in a fraction of a second that a target is out of reach.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
-from crosspipe_ray.planners.cpsat_model import Model
+from crosspipe_ray.planners.cpsat_model import Model, has_cumulative
 from crosspipe_ray.planners.cpsat_order import add_hint, solved_order
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
@@ -37,7 +39,8 @@ _FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seco
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
 _NUM_REFUSALS = 8  # steps in which cheap refusals raise the bound
-_REFUSAL_PATIENCE = 0.4
+_ENDS_PATIENCE = 0.4
+_RELAXED_PATIENCE = 0.05
 _MOST_REFUSED = 0.02  # above the bound, as a share of it; refusals of more are not cheap
 _REACHES = (0.2, 0.24, 0.28, 0.34)  # of the ends of the step, as shares of the bound
 
@@ -163,29 +166,46 @@ class _Search:
         return self._makespan_ns <= self._bound_ns * (1 + gap)
 
     def refuse(self, gap: float) -> None:
-        """Raises the bound by what the ends of the step soon refuse, step by step."""
-        if self.is_within(gap) or not is_bound_by_channels(self._problem, self._costs):
+        """Raises the bound step by step by what models that leave things out soon refuse."""
+        if self.is_within(gap):
             return
         enough_ns = min(self._makespan_ns - 1, int(self._makespan_ns / (1 + gap)))
         highest_ns = min(enough_ns, int(self._bound_ns * (1 + _MOST_REFUSED)))
         step_ns = (highest_ns - self._bound_ns) // _NUM_REFUSALS
-        reaches = list(_REACHES)  # one that does not refuse a makespan refuses no longer one
+        ways = self._ways_to_refuse()  # one that refuses no makespan refuses no longer one either
         for steps_left in reversed(range(_NUM_REFUSALS)):
             limit_ns = highest_ns - steps_left * step_ns
             while limit_ns >= self._bound_ns:
-                if not reaches or self._limits.are_reached:
+                if not ways or self._limits.are_reached:
                     return
-                if not self._is_refused(limit_ns, reaches[0]):
-                    del reaches[0]
+                if not ways[0](limit_ns):
+                    del ways[0]
 
-    def _is_refused(self, limit_ns: int, reach: float) -> bool:
-        """Whether ends of that reach do not allow a makespan; the bound is above it then."""
-        from ortools.sat.python import cp_model
+    def _ways_to_refuse(self) -> list[Callable[[int], bool]]:
+        """What tells whether a makespan is refused, and raises the bound if it is."""
+        if is_bound_by_channels(self._problem, self._costs):
+            return [partial(self._do_ends_refuse, reach) for reach in _REACHES]
+        if has_cumulative(self._problem, self._costs):
+            return [self._is_refused_without_memory]
+        return []
 
+    def _do_ends_refuse(self, reach: float, limit_ns: int) -> bool:
         reach_ns = int(reach * self._bounds.makespan_ns)
         model = EndsModel(self._problem, self._costs, self._bounds, limit_ns, reach_ns)
-        solver = self._limits.solver(_REFUSAL_PATIENCE, workers=1)
+        solver = self._limits.solver(_ENDS_PATIENCE, workers=1)
         solver.parameters.use_strong_propagation_in_disjunctive = True
+        return self._is_refused(solver, model, limit_ns)
+
+    def _is_refused_without_memory(self, limit_ns: int) -> bool:
+        model = Model(self._problem, self._costs, self._bounds, limit_ns, is_relaxed=True)
+        solver = self._limits.solver(_RELAXED_PATIENCE, workers=1)
+        return self._is_refused(solver, model, limit_ns)
+
+    def _is_refused(
+        self, solver: cp_model.CpSolver, model: Model | EndsModel, limit_ns: int
+    ) -> bool:
+        from ortools.sat.python import cp_model
+
         is_refused: bool = self._limits.solve(solver, model) == cp_model.INFEASIBLE
         if is_refused:
             self._raise_bound(limit_ns, model.unit_ns)

@@ -30,6 +30,8 @@ class Model:
         costs: of the problem.
         bounds: of the problem.
         limit_ns: no schedule is asked for that is longer.
+        is_relaxed: without the cumulative resources, which take most of the solver's time; what
+            cannot be done then cannot be done at all.
 
     Attributes:
         model: for the solver.
@@ -44,12 +46,15 @@ class Model:
         costs: Sequence[StageCosts],
         bounds: Bounds,
         limit_ns: int,
+        *,
+        is_relaxed: bool = False,
     ) -> None:
         from ortools.sat.python import cp_model
 
         self._problem = problem
         self._costs = costs
         self._bounds = bounds
+        self._is_relaxed = is_relaxed
         self.unit_ns = unit_of(problem, costs)
         self._limit = limit_ns // self.unit_ns
         self.model = cp_model.CpModel()
@@ -141,7 +146,7 @@ class Model:
                 continue
             for stage in stages:
                 self._window(stage, limit)
-            if _needs_cumulative(self._problem, self._costs, stages):
+            if _needs_cumulative(self._problem, self._costs, stages) and not self._is_relaxed:
                 self._cumulative(stages, limit)
 
     def _reductions(self) -> None:
@@ -188,6 +193,13 @@ class Model:
         return self.model.new_interval_var(
             start, size, self._end(release), f"{stage}{kind.name}{m}_held"
         )
+
+
+def has_cumulative(problem: Problem, costs: Sequence[StageCosts]) -> bool:
+    """Whether the memory of any rank is more than precedences."""
+    return any(
+        stages and _needs_cumulative(problem, costs, stages) for stages in problem.stages_of_rank
+    )
 
 
 def _needs_cumulative(problem: Problem, costs: Sequence[StageCosts], stages: Sequence[int]) -> bool:

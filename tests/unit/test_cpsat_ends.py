@@ -11,7 +11,6 @@ from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
 from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.simulate import simulate
 from tests.unit.builders import link, make_problem, problems, regions_problem
 
 
@@ -36,10 +35,10 @@ def busy_borders(num_microbatches: int) -> Problem:
 @settings(max_examples=100)
 @given(problems())
 def test_what_a_schedule_does_is_not_refused(problem: Problem) -> None:
-    order = greedy_order(problem, iterations=5)
-    makespan_ns = simulate(problem, order.schedule, send_order=order.sends).makespan_ns
+    known = greedy_order(problem, iterations=5)
+    solution = solve(problem, known=known, effort=0.1, time_limit_s=60.0, workers=1)
     for share in (0.0, 0.3, 1.0):
-        assert not is_refused(problem, makespan_ns, int(share * makespan_ns) + 1)
+        assert not is_refused(problem, solution.makespan_ns, int(share * solution.makespan_ns) + 1)
 
 
 def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
