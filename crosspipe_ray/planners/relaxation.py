@@ -8,7 +8,8 @@ bound on an op's start. Four arguments raise it:
 - *memory*: with room for L microbatches, F of m waits for W of m - L. Where I frees a part, F waits
   for an earlier I and an earlier W. On a rank with several stages, F of m at stage k comes after F
   of m at its earlier stages, so those m + 1 microbatches count against the room too, and at most m
-  of each have been given back.
+  of each have been given back. Nothing of a microbatch is given back before I of the last stage, so
+  with room for L microbatches of all stages, F of m at the last stage waits for its I of m - L.
 - *rank*: of the ops that must run before X on the same rank, those with heads from h on cannot end
   before h plus their work, for every h. Which ops must run before X is known for each row as a
   shift: op m - shift and all before it.
@@ -235,7 +236,7 @@ class _Window:
 
 
 def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
-    windows = []
+    windows, never = [], problem.num_microbatches
     for rank, stages in enumerate(problem.stages_of_rank):
         limit = activation_limit_bytes(problem, rank)
         if limit is None:
@@ -247,6 +248,8 @@ def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
                 _window(problem, costs, source, target, limit - together)
                 for source in stages[: position + 1]
             ]
+        if len(stages) > 1 and together:
+            windows.append(_Window(stages[-1], stages[-1], limit // together, never))
     return windows
 
 
