@@ -5,8 +5,9 @@ rank makes a message late and leaves the next channel idle, which no later messa
 What is lost so is lost while the channels fill and while they run empty; in between the step
 repeats itself, and a search over all of it tries the same again for every microbatch.
 
-So the model has all messages, but ops only near the ends of the step. W and memory are left out, as
-far as heads and tails do not know them. What it cannot do, no schedule can.
+So the model has all messages, but ops only near the ends of the step. W's are left out, and memory
+as far as it is no precedence; heads and tails know something of both. What the model cannot do, no
+schedule can.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds import Bounds
 from crosspipe_ray.planners.cpsat_model import unit_of
-from crosspipe_ray.planners.relaxation import Times, least_durations
+from crosspipe_ray.planners.relaxation import Times, Window, least_durations, memory_windows
 from crosspipe_ray.problem import Problem
 
 
@@ -30,7 +31,7 @@ class _Step:
 
     Attributes:
         machine: a rank, or beyond the ranks a channel.
-        is_message: messages that occupy a channel.
+        op: stage and kind; None: a message that occupies a channel.
         duration: on the machine.
         lag: from its end to the next step.
         heads: per microbatch, least time until it starts.
@@ -38,7 +39,7 @@ class _Step:
     """
 
     machine: int
-    is_message: bool
+    op: tuple[int, Kind] | None
     duration: int
     lag: int
     heads: Times
@@ -76,9 +77,11 @@ class EndsModel:
         self._reach_ns = reach_ns
         self._on_machine: dict[int, list[Any]] = defaultdict(list)
         steps = _steps(problem, costs, bounds)
-        starts: list[Any] = [None] * len(steps)
+        starts: list[list[Any]] = []
         for m in range(problem.num_microbatches):
-            starts = self._microbatch(steps, m, starts)
+            before = starts[-1] if starts else [None] * len(steps)
+            starts.append(self._microbatch(steps, m, before))
+        self._memory(memory_windows(problem, costs), steps, starts)
         for intervals in self._on_machine.values():
             self.model.add_no_overlap(intervals)
 
@@ -102,8 +105,22 @@ class EndsModel:
             starts.append(start)
         return starts
 
+    def _memory(
+        self, windows: Sequence[Window], steps: Sequence[_Step], starts: Sequence[Sequence[Any]]
+    ) -> None:
+        """Has F's wait for the I's of microbatches that must have gone."""
+        places = {step.op: place for place, step in enumerate(steps) if step.op}
+        for window in windows:
+            source, target = places[window.source, Kind.I], places[window.target, Kind.F]
+            duration = steps[source].duration // self.unit_ns
+            shift = min(window.input, window.weight)
+            for m in range(shift, len(starts)):
+                start, before = starts[m][target], starts[m - shift][source]
+                if start is not None and before is not None:
+                    self.model.add(start >= before + duration)
+
     def _is_kept(self, step: _Step, m: int) -> bool:
-        return step.is_message or min(step.heads[m], step.tails[m]) < self._reach_ns
+        return step.op is None or min(step.heads[m], step.tails[m]) < self._reach_ns
 
     def _start(self, step: _Step, m: int) -> Any:
         size = step.duration // self.unit_ns
@@ -134,9 +151,9 @@ def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> lis
             rest = lag + steps[-1].duration + steps[-1].tails
             machine = len(problem.ranks) + route.channel
             ready = heads + duration
-            steps.append(_Step(machine, True, transfer.occupancy_ns, lag, ready, rest))
+            steps.append(_Step(machine, None, transfer.occupancy_ns, lag, ready, rest))
             lag = 0
-        steps.append(_Step(costs[stage].rank, False, duration, lag, heads, tails))
+        steps.append(_Step(costs[stage].rank, (stage, kind), duration, lag, heads, tails))
     return steps[::-1]
 
 

@@ -107,7 +107,7 @@ def least_durations(
 def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
     """The rows and edges of a problem."""
     num_stages = len(costs)
-    windows = _windows(problem, costs)
+    windows = memory_windows(problem, costs)
     edges: list[list[Edge]] = [[] for _ in range(NUM_KINDS * num_stages)]
     for edge in (*_data_edges(costs), *_memory_edges(problem, windows)):
         edges[edge.target].append(edge)
@@ -226,7 +226,7 @@ def _message(source: int, target: int, transfer: Transfer | None) -> Edge:
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class Window:
     """F ``m`` of ``target`` waits for I ``m - input`` and W ``m - weight`` of ``source``."""
 
     source: int
@@ -235,7 +235,8 @@ class _Window:
     weight: int
 
 
-def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
+def memory_windows(problem: Problem, costs: Sequence[StageCosts]) -> list[Window]:
+    """What the memory of ranks makes F's wait for."""
     windows, never = [], problem.num_microbatches
     for rank, stages in enumerate(problem.stages_of_rank):
         limit = activation_limit_bytes(problem, rank)
@@ -249,19 +250,20 @@ def _windows(problem: Problem, costs: Sequence[StageCosts]) -> list[_Window]:
                 for source in stages[: position + 1]
             ]
         if len(stages) > 1 and together:
-            windows.append(_Window(stages[-1], stages[-1], limit // together, never))
+            room = max(1, limit // together)
+            windows.append(Window(stages[-1], stages[-1], input=room, weight=never))
     return windows
 
 
 def _window(
     problem: Problem, costs: Sequence[StageCosts], source: int, target: int, spare_bytes: int
-) -> _Window:
+) -> Window:
     """With one microbatch of each stage up to ``target`` held, this much more may be held."""
     whole = costs[source].activation_bytes
     kept = 0 if problem.is_fused(source) else whole - costs[source].freed_by_input_bytes
     never = problem.num_microbatches
     spare_bytes = max(0, spare_bytes)
-    return _Window(
+    return Window(
         source,
         target,
         input=spare_bytes // whole + 1 if whole else never,
@@ -269,7 +271,7 @@ def _window(
     )
 
 
-def _memory_edges(problem: Problem, windows: Sequence[_Window]) -> list[Edge]:
+def _memory_edges(problem: Problem, windows: Sequence[Window]) -> list[Edge]:
     edges = []
     for window in windows:
         target = row_of(window.target, Kind.F)
@@ -288,11 +290,11 @@ class _Precedence:
     memory edge only; the first stage's lies on the way of all, so one such edge is enough.
     """
 
-    def __init__(self, problem: Problem, windows: Sequence[_Window]) -> None:
+    def __init__(self, problem: Problem, windows: Sequence[Window]) -> None:
         self.never = problem.num_microbatches
         size = len(problem.stages)
         narrowest = np.full((size, size), self.never, dtype=np.int64)
-        self._by_source: list[list[_Window]] = [[] for _ in range(size)]
+        self._by_source: list[list[Window]] = [[] for _ in range(size)]
         for window in windows:
             at = window.source, window.target
             narrowest[at] = min(narrowest[at], window.input, window.weight)
@@ -327,9 +329,7 @@ class _Precedence:
         return stage if kind == Kind.F else 2 * len(self._back) - 1 - stage
 
 
-def _before(
-    problem: Problem, windows: Sequence[_Window]
-) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _before(problem: Problem, windows: Sequence[Window]) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Per row, the rows of its rank that must have run, with their shifts."""
     precedence = _Precedence(problem, windows)
     rows: list[tuple[tuple[int, int], ...]] = []
