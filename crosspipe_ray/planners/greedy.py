@@ -101,7 +101,7 @@ def greedy_order(
 
 
 class _Search:
-    """The best attempt so far, and the current one, whose neighbours are tried."""
+    """The best attempt so far, the last, and the current one, whose neighbours are tried."""
 
     def __init__(self, scheduler: ListScheduler, rng: random.Random) -> None:
         self._scheduler = scheduler
@@ -137,9 +137,8 @@ class _Search:
 
     def _next(self) -> tuple[Bias, Times]:
         rng, current = self._rng, self._current
-        start, is_learned = divmod(self._num_steps, 2)
-        if start < len(self._starts):
-            return self._learned_start() if is_learned else self._starts[start]
+        if self._num_steps < 2 * len(self._starts):
+            return self._opening()
         if self._num_fruitless > _MOST_FRUITLESS:
             bias, tails = rng.choice(self._starts)
             return _neighbour(bias, self._scheduler.num_stages, rng), tails
@@ -149,11 +148,14 @@ class _Search:
         tails = current.tails if rng.random() < 0.9 else self._scheduler.tails
         return _neighbour(current.bias, self._scheduler.num_stages, rng), tails
 
-    def _learned_start(self) -> tuple[Bias, Times]:
-        """The last attempt once more, with tails learned from it."""
-        last = self._last
-        return last.bias, self._scheduler.learned_tails(
-            last.state, noise=0.0, patience=0.5, goal=1.0, rng=self._rng
+    def _opening(self) -> tuple[Bias, Times]:
+        """Every start, and each at once again with tails learned from it."""
+        start, is_again = divmod(self._num_steps, 2)
+        if not is_again:
+            return self._starts[start]
+        bias, state = self._last.bias, self._last.state
+        return bias, self._scheduler.learned_tails(
+            state, noise=0.0, patience=0.5, goal=1.0, rng=self._rng
         )
 
     def _learned(self, origin: _Attempt) -> Times:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +35,16 @@ def test_any_urgency_gives_a_valid_schedule(problem: Problem, bias: Bias) -> Non
     order = scheduler.order(state)
     validate(problem, order.schedule)
     assert simulate(problem, order.schedule, send_order=order.sends).makespan_ns >= makespan_ns
+
+
+@given(problems(), BIASES)
+def test_no_rank_waits_for_what_it_would_not_delay(problem: Problem, bias: Bias) -> None:
+    scheduler = ListScheduler(problem)
+    starts = [
+        list(scheduler.forward(scheduler.tails, replace(bias, patience=(each,) * 3))[1].starts)
+        for each in (1.0, 9.0)
+    ]
+    assert starts[0] == starts[1]
 
 
 @pytest.mark.parametrize(
