@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -233,6 +233,11 @@ class PlannerConfig(Section):
     )
     time_limit_s: float = Field(5.0, gt=0)
     seed: int = 0
+    pieces: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (1,),
+        min_length=1,
+        description="of each microbatch, to choose from: each number is profiled and planned",
+    )
 
 
 class Config(Section):
@@ -246,6 +251,36 @@ class Config(Section):
     training: TrainingConfig
     cluster: ClusterConfig
     planner: PlannerConfig = PlannerConfig()
+
+    def in_pieces(self, num_pieces: int) -> Config:
+        """The same batches, every microbatch in so many pieces, and no number left to choose."""
+        training = self.training.model_copy(
+            update={
+                "num_microbatches": num_pieces * self.training.num_microbatches,
+                "num_evaluation_microbatches": num_pieces
+                * self.training.num_evaluation_microbatches,
+            }
+        )
+        planner = self.planner.model_copy(update={"pieces": (1,)})
+        return self.model_copy(update={"training": training, "planner": planner})
+
+    def in_microbatches(self, num_microbatches: int) -> Config:
+        """In the pieces that come to so many microbatches; as it is if it may not be cut so."""
+        for num_pieces in self.planner.pieces:
+            if num_pieces * self.training.num_microbatches == num_microbatches:
+                return self.in_pieces(num_pieces)
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_divide(self) -> Config:
+        size = self.training.microbatch_size
+        for num_pieces in self.planner.pieces:
+            if size % num_pieces:
+                raise ValueError(
+                    f"planner.pieces: a microbatch of {size} sequences (training.batch_size / "
+                    f"num_microbatches) is not divisible into {num_pieces}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _codecs_save_something(self) -> Config:

@@ -9,35 +9,19 @@ no matching, and no rank ever waits for another to get ready.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import accumulate
+from typing import NamedTuple
 
 from crosspipe_ray.costs import StageCosts, Transfer, send_op, stage_costs
 from crosspipe_ray.errors import InfeasibleError, ScheduleError
-from crosspipe_ray.ops import WHOLE, Kind, Op, Part, receive_for, receive_of
+from crosspipe_ray.ops import WHOLE, Kind, Op, Part, receive_of
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Lane, Program, check_progress
 from crosspipe_ray.timeline import Timeline
-
-Lane = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What one rank does in a step, in order: F I W B, and SEND_F SEND_B RECV_F RECV_B.
-
-    Attributes:
-        peers: the other rank of every SEND and RECV.
-        peak_posted_bytes: most bytes of receives that are posted and not yet used.
-        parts: of every op; empty: all are whole.
-    """
-
-    rank: int
-    ops: tuple[Op, ...]
-    peers: dict[Op, int]
-    peak_posted_bytes: int
-    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +40,8 @@ class _Transit:
 def lower(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
     """Programs of all ranks for a simulated timeline.
 
-    Receives are posted a latency and one op of the receiver before the planned send, as far as
-    ``message_memory_limit_bytes`` allows.
+    Receives are posted so early that the sender can know of it before the planned send, one op of
+    the receiver earlier still, as far as ``message_memory_limit_bytes`` allows.
 
     Raises:
         InfeasibleError: a rank's ``message_memory_limit_bytes`` is too small for the order of its
@@ -81,76 +65,6 @@ def check_messages_fit(problem: Problem, timeline: Timeline) -> None:
     _programs(problem, timeline)
 
 
-def lanes(programs: Iterable[Program]) -> tuple[Lane, ...]:
-    """The directed pairs of ranks that exchange messages, in a fixed order."""
-    used = {
-        (program.rank, program.peers[op])
-        for program in programs
-        for op in program.ops
-        if op.kind in (Kind.SEND_F, Kind.SEND_B)
-    }
-    return tuple(sorted(used))
-
-
-def check_progress(programs: Sequence[Program]) -> None:
-    """Runs the programs without a clock: sends never wait, a compute op waits for its message.
-
-    Raises:
-        ScheduleError: a lane's receives are not in the order of its sends, or the ranks stop for
-            good; names rank and op.
-    """
-    sent: dict[Lane, deque[Op]] = defaultdict(deque)
-    posted: dict[Lane, deque[Op]] = defaultdict(deque)
-    arrived: set[Op] = set()
-    position = [0] * len(programs)
-    moved = True
-    while moved:
-        moved = False
-        for program in programs:
-            rank = program.rank
-            while position[rank] < len(program.ops) and _step(
-                program, program.ops[position[rank]], sent, posted, arrived
-            ):
-                position[rank] += 1
-                moved = True
-    for program in programs:
-        if position[program.rank] < len(program.ops):
-            op = program.ops[position[program.rank]]
-            raise ScheduleError(f"rank {program.rank}, op {op}: deadlock, its input is never sent")
-
-
-def _step(
-    program: Program,
-    op: Op,
-    sent: dict[Lane, deque[Op]],
-    posted: dict[Lane, deque[Op]],
-    arrived: set[Op],
-) -> bool:
-    """Does one op if it can go on."""
-    if op.kind in (Kind.SEND_F, Kind.SEND_B):
-        lane = program.rank, program.peers[op]
-        sent[lane].append(receive_of(op))
-        _match(lane, sent[lane], posted[lane], arrived)
-    elif op.kind in (Kind.RECV_F, Kind.RECV_B):
-        lane = program.peers[op], program.rank
-        posted[lane].append(op)
-        _match(lane, sent[lane], posted[lane], arrived)
-    else:
-        needed = receive_for(op)
-        return needed is None or needed not in program.peers or needed in arrived
-    return True
-
-
-def _match(lane: Lane, sent: deque[Op], posted: deque[Op], arrived: set[Op]) -> None:
-    while sent and posted:
-        if sent[0] != posted[0]:
-            raise ScheduleError(
-                f"lane {lane[0]}->{lane[1]}: {sent[0]} arrives where {posted[0]} is expected"
-            )
-        arrived.add(posted.popleft())
-        sent.popleft()
-
-
 def _check_only_weights_are_split(timeline: Timeline) -> None:
     if timeline.parts is None:
         return
@@ -170,34 +84,98 @@ def _programs(problem: Problem, timeline: Timeline) -> tuple[Program, ...]:
 
 def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]:
     """All messages between ranks, in the order in which the plan sends them."""
-    timed = {message.op: (message.start_ns, turn) for turn, message in enumerate(timeline.sends)}
+    sent = sorted(_sent(costs, timeline), key=lambda each: (each.start_ns, each.turn, each.send))
+    queues = _queues(sent)
     longest = [
         max(max(cost.duration_ns) for cost in costs if cost.rank == rank)
         for rank in range(len(timeline.ranks))
     ]
-    ordered = []
+    transits = []
+    for each in sent:
+        receive, lane = receive_of(each.send), (each.transfer.src, each.transfer.dst)
+        # Of the two backward kinds the receiver runs either; positions are looked up by F or I.
+        forward = each.send.kind is Kind.SEND_F
+        consumer = Op(receive.stage, Kind.F if forward else Kind.I, each.send.microbatch)
+        back = costs[receive.stage].transfer(Kind.I if forward else Kind.F)
+        post_by_ns = _leave_by(queues, back, each.start_ns) - longest[each.transfer.dst]
+        transits.append(
+            _Transit(
+                lane,
+                each.send,
+                receive,
+                each.producer,
+                consumer,
+                each.transfer.num_bytes,
+                post_by_ns,
+            )
+        )
+    return transits
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message between two ranks: handed over when it is ready, then on its channel."""
+
+    producer: Op
+    send: Op
+    transfer: Transfer
+    ready_ns: int
+    start_ns: int
+    end_ns: int
+    turn: int
+
+
+def _sent(costs: Sequence[StageCosts], timeline: Timeline) -> Iterator[_Sent]:
+    timed = {message.op: (turn, message) for turn, message in enumerate(timeline.sends)}
     for spans in timeline.ranks:
+        # Of an op in parts, the last one makes the message.
         last = {op: (position, end_ns) for position, (op, _, end_ns) in enumerate(spans)}
-        for op, (position, end_ns) in last.items():
+        for op, (position, ready_ns) in last.items():
             transfer = costs[op.stage].transfer(op.kind)
             if transfer and transfer.src != transfer.dst:
                 send = send_op(op, transfer)
-                when = timed.get(send, (end_ns, position))
-                ordered.append(
-                    (when, _transit(op, send, transfer, when[0] - longest[transfer.dst]))
-                )
-    return [transit for _, transit in sorted(ordered, key=lambda item: (item[0], item[1].send))]
+                turn, message = timed.get(send, (position, None))
+                start_ns, end_ns = message[3:5] if message else (ready_ns, ready_ns)
+                yield _Sent(op, send, transfer, ready_ns, start_ns, end_ns, turn)
 
 
-def _transit(producer: Op, send: Op, transfer: Transfer, lead_to_ns: int) -> _Transit:
-    receive = receive_of(send)
-    # Of the two backward kinds the receiver runs either; positions are looked up by F or I.
-    consumer = Op(receive.stage, Kind.F if send.kind is Kind.SEND_F else Kind.I, send.microbatch)
-    latency_ns = transfer.route.latency_ns if transfer.route else 0
-    lane = transfer.src, transfer.dst
-    return _Transit(
-        lane, send, receive, producer, consumer, transfer.num_bytes, lead_to_ns - latency_ns
-    )
+class _Queue(NamedTuple):
+    """What waits for a channel: when each message has left it, and from when on it was there.
+
+    Attributes:
+        ends: of the messages, in the order in which they leave.
+        ready: per message, when the first of it and the later ones was handed over.
+    """
+
+    ends: list[int]
+    ready: list[int]
+
+
+def _queues(sent: Iterable[_Sent]) -> dict[int, _Queue]:
+    """Per channel."""
+    messages: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for each in sent:
+        if each.transfer.route:
+            messages[each.transfer.route.channel].append((each.end_ns, each.ready_ns))
+    queues = {}
+    for channel, times in messages.items():
+        ends, ready = zip(*sorted(times), strict=True)
+        earliest = list(accumulate(reversed(ready), min))
+        queues[channel] = _Queue(list(ends), earliest[::-1])
+    return queues
+
+
+def _leave_by(queues: Mapping[int, _Queue], way: Transfer | None, there_by_ns: int) -> int:
+    """When the news of a posted receive must leave, to be there in time.
+
+    It waits on the channel behind every message that was handed over before it.
+    """
+    if way is None or way.route is None:
+        return there_by_ns
+    left_by_ns = there_by_ns - way.route.latency_ns
+    queue = queues.get(way.route.channel, _Queue([], []))
+    first_behind = bisect_right(queue.ends, left_by_ns)
+    return min([left_by_ns, *queue.ready[first_behind : first_behind + 1]])
 
 
 def _program(

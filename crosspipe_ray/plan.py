@@ -32,7 +32,8 @@ from crosspipe_ray.plan_format import (
     to_ns,
 )
 from crosspipe_ray.problem import Problem, problem_json
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Messages, Spans, Timeline, spans_per_rank
 

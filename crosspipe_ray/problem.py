@@ -25,6 +25,7 @@ from crosspipe_ray.parsing import parse_model, read_json
 Time = Annotated[float, Field(ge=0, le=1e10)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 Rate = Annotated[float, Field(ge=1)]
+MOST_MICROBATCHES = 1_000_000
 
 
 class Record(BaseModel):
@@ -172,7 +173,7 @@ class Problem(Record):
     """
 
     version: Literal[1] = 1
-    num_microbatches: int = Field(gt=0, le=1_000_000)
+    num_microbatches: int = Field(gt=0, le=MOST_MICROBATCHES)
     ranks: tuple[Rank, ...] = Field(min_length=1)
     stages: tuple[Stage, ...] = ()
     links: tuple[Link, ...] = ()

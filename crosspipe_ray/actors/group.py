@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +30,9 @@ from crosspipe_ray.engine.training_rank import Assignment
 from crosspipe_ray.engine.transports.streams import RunSecrets
 from crosspipe_ray.engine.wiring import Wiring
 from crosspipe_ray.errors import ConfigError, RunError
-from crosspipe_ray.lowering import Lane, Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Lane, Program
 
 Actor = Any  # a handle of StageActor: Ray's stubs lose the types of methods in concurrency groups
 Result = TypeVar("Result")
@@ -121,11 +121,12 @@ class StageGroup:
             [actor.rehearse.remote(problem, program, self._timeout_s) for actor, program in pairs]
         )
 
-    def steps(self, indices: Iterable[int]) -> Iterator[list[StepReport]]:
+    def steps(self, indices: Sequence[int]) -> Iterator[list[StepReport]]:
         """Runs steps; one call stays queued ahead, so that no step waits for the driver."""
         queued: deque[list[ObjectRef[StepReport]]] = deque()
         for index in indices:
-            queued.append([actor.step.remote(index) for actor in self._actors])
+            is_last = index == indices[-1]
+            queued.append([actor.step.remote(index, is_last) for actor in self._actors])
             if len(queued) > 1:
                 yield self._collect(queued.popleft())
         while queued:

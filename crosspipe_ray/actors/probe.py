@@ -24,8 +24,8 @@ from crosspipe_ray.errors import ClusterError
 from crosspipe_ray.links.estimate import measured_link
 from crosspipe_ray.links.fit import groups_of, share_a_channel
 from crosspipe_ray.links.profile import HostFacts, LinkProfile, MeasuredLink
-from crosspipe_ray.lowering import Lane
 from crosspipe_ray.problem import Link, Problem, Rank, Stage
+from crosspipe_ray.program import Lane
 
 DEFAULT_CARRIERS = (
     Carrier("collective"),

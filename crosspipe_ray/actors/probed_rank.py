@@ -27,7 +27,7 @@ from crosspipe_ray.engine.probing import (
 from crosspipe_ray.errors import RunError
 from crosspipe_ray.links.fit import Exchange
 from crosspipe_ray.links.profile import HostFacts, MeasuredLink
-from crosspipe_ray.lowering import Lane
+from crosspipe_ray.program import Lane
 
 TIMEOUT_S = 120.0
 _LOAD_S = 0.5  # long beside a call's few milliseconds

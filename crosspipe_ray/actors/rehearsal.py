@@ -11,9 +11,10 @@ from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.engine.links import Emulation
 from crosspipe_ray.links.choice import carriers_of
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import step_timeline
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.program import lanes
 from crosspipe_ray.timeline import Timeline
 
 

@@ -26,9 +26,9 @@ from crosspipe_ray.engine.training_rank import Assignment, TrainingRank
 from crosspipe_ray.engine.transports import Transport, host_store, join_store
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import RunError
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ class Stage:
         self._worker = RehearsalRank(problem, program, self._transport, timeout_s=timeout_s)
 
     @ray.method
-    def step(self, index: int) -> StepReport:
-        """Runs one step; the call carries nothing but its number."""
+    def step(self, index: int, is_last: bool) -> StepReport:
+        """Runs one step; the call carries its number, and whether another one follows."""
         if self._worker is None:
             raise RunError(f"rank {self._rank} has nothing to run yet")
-        return self._worker.step(index)
+        return self._worker.step(index, is_last=is_last)
 
     @ray.method
     def evaluate(self) -> tuple[float, ...]:

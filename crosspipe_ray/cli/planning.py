@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,13 @@ import typer
 from crosspipe_ray.cli.plans import Output, console_of_stdout, print_codecs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rich.console import Console
 
     from crosspipe_ray.plan import Plan
+    from crosspipe_ray.planners.portfolio import Budget
+    from crosspipe_ray.problem import Problem
 
 
 class PlacementName(str, Enum):
@@ -103,21 +108,22 @@ def plan(
         float | None,
         typer.Option(min=0, max=1, help="Plan for this share of steps of links with samples."),
     ] = None,
+    pieces: Annotated[
+        str,
+        typer.Option(help="Of each microbatch and message, numbers to choose from: 1,2,4."),
+    ] = "1",
     output: Output = None,
     list_methods: Annotated[bool, typer.Option(help="List the methods and stop.")] = False,
 ) -> None:
     """Plan a problem: the order of every op and message."""
-    from rich.console import Console
-
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
-    from crosspipe_ray.planners.portfolio import Attempt, Budget
+    from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.report.console import attempts_table, planning_line
 
     if list_methods:
         _print_methods()
@@ -126,29 +132,63 @@ def plan(
         raise ProblemError("PROBLEM.json: missing; make one with `crosspipe problem`")
     check_folders(output)
     its_problem = read_problem(problem_file)
+    numbers = _numbers(pieces, its_problem)
     if output:
-        check_can_hold(output, its_problem.least_num_ops)
-    attempts: list[Attempt] = []
+        check_can_hold(output, max(numbers) * its_problem.least_num_ops)
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
-    with planning_line(Console(stderr=True)) as show_progress:
-        budget = Budget(
-            time_limit,
-            iterations or DEFAULT_ITERATIONS,
-            seed,
-            workers=workers,
-            on_progress=show_progress,
-        )
-        chosen = make(its_problem, method=method, budget=budget, on_attempt=attempts.append)
-    console = console_of_stdout()
-    if len(attempts) > 1:
-        console.print(attempts_table(attempts))
-    _print_plan(console, chosen)
+    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed, workers=workers)
+    chosen = _planned(its_problem, numbers, partial(make, method=method), budget)
     if output:
         write_plan(chosen, output)
 
 
+def _planned(
+    its_problem: Problem, pieces: Sequence[int], make: Callable[..., Plan], budget: Budget
+) -> Plan:
+    """The best plan; prints what was tried."""
+    from rich.console import Console
+
+    from crosspipe_ray.planners.pieces import plan_in_pieces
+    from crosspipe_ray.planners.portfolio import Attempt
+    from crosspipe_ray.report.console import attempts_table, planning_line
+
+    attempts: list[Attempt] = []
+    with planning_line(Console(stderr=True)) as show_progress:
+        number, chosen = plan_in_pieces(
+            its_problem,
+            pieces,
+            make=make,
+            budget=replace(budget, on_progress=show_progress),
+            on_attempt=attempts.append,
+        )
+    console = console_of_stdout()
+    if len(attempts) > 1:
+        console.print(attempts_table(attempts))
+    if len(pieces) > 1:
+        console.print(f"the shortest has microbatches in {number} pieces", highlight=False)
+    _print_plan(console, chosen)
+    return chosen
+
+
 def _names(by_comma: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in by_comma.split(","))
+
+
+def _numbers(by_comma: str, its_problem: Problem) -> tuple[int, ...]:
+    """Numbers of pieces to choose from."""
+    from crosspipe_ray.errors import ProblemError
+    from crosspipe_ray.problem import MOST_MICROBATCHES
+
+    names = _names(by_comma)
+    if not all(name.isdecimal() and int(name) for name in names):
+        raise ProblemError(f"--pieces {by_comma}: give whole numbers from 1 on, as in 1,2,4")
+    most = MOST_MICROBATCHES // its_problem.num_microbatches
+    if max(map(int, names)) > most:
+        raise ProblemError(
+            f"--pieces {by_comma}: {its_problem.num_microbatches} microbatches may be in at most "
+            f"{most} pieces each"
+        )
+    return tuple(sorted(set(map(int, names))))
 
 
 def _print_methods() -> None:

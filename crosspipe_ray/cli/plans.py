@@ -140,7 +140,7 @@ def console_of_stdout() -> Console:
 def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import read_problem
-    from crosspipe_ray.schedule import validate
+    from crosspipe_ray.rules import validate
     from crosspipe_ray.schedule_csv import read_csv
     from crosspipe_ray.simulate import simulate as run
 

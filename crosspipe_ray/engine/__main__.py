@@ -21,7 +21,7 @@ from statistics import fmean
 import torch
 
 from crosspipe_ray.clock_estimate import HostClock
-from crosspipe_ray.config import load_config
+from crosspipe_ray.config import Config, load_config
 from crosspipe_ray.engine.board import Board
 from crosspipe_ray.engine.checks import check_same_data, complete
 from crosspipe_ray.engine.clock_exchange import ClockWatch
@@ -37,9 +37,11 @@ from crosspipe_ray.engine.transports.streams import RunSecrets
 from crosspipe_ray.engine.wiring import Wiring, connected
 from crosspipe_ray.errors import ConfigError, CrosspipeError
 from crosspipe_ray.links.choice import carriers_of
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import StepReport, step_timeline
 from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.planners.pieces import shortest
+from crosspipe_ray.program import lanes
 from crosspipe_ray.report.console import rehearsed_line
 from crosspipe_ray.report.prediction import rehearsal_markdown
 
@@ -92,7 +94,8 @@ def _rehearse(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         clocks, steps = watch.look(), []
         for index in range(options.steps):
             board.start_together()
-            steps.append(_print_step(board, plan, worker.step(index), clocks))
+            report = worker.step(index, is_last=index + 1 == options.steps)
+            steps.append(_print_step(board, plan, report, clocks))
         clocks = watch.look()
         if rank == 0:
             measured = [step_timeline(reports, clocks) for reports in steps]
@@ -107,10 +110,7 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     device = rank_device(int(os.environ["LOCAL_RANK"]))
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
-        profiles = board.gather(profile_run(config, device=device))
-        plan = board.from_first(
-            lambda: plan_of(config, problem_of(config, profiles, link_profile_of(config)))
-        )
+        config, plan = _plan(board, config, device)
         assigned = assignments(config, plan)
         wiring = Wiring(
             num_ranks=num_ranks,
@@ -124,10 +124,26 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
         worker = TrainingRank(assigned[rank], transport, device=device)
         check_same_data(board.gather(worker.dataset_digest))
         clocks = ClockWatch(board, transport, timeout_s=_TIMEOUT_S).look()
-        for index in range(config.training.num_steps):
-            _print_step(board, plan, worker.step(index), clocks)
+        num_steps = config.training.num_steps
+        for index in range(num_steps):
+            report = worker.step(index, is_last=index + 1 == num_steps)
+            _print_step(board, plan, report, clocks)
         board.wait_for_all()
     board.leave()
+
+
+def _plan(board: Board, config: Config, device: torch.device) -> tuple[Config, Plan]:
+    """What rank 0 plans from the costs of all, and the run in the pieces of that plan."""
+
+    def make(num_pieces: int) -> Plan:
+        finer = config.in_pieces(num_pieces)
+        profiles = board.gather(profile_run(finer, device=device))
+        return board.from_first(
+            lambda: plan_of(finer, problem_of(finer, profiles, link_profile_of(finer)))
+        )
+
+    num_pieces, plan = shortest(config.planner.pieces, make)
+    return config.in_pieces(num_pieces), plan
 
 
 def _check_num_ranks(actual: int, wanted: int, file: Path) -> None:

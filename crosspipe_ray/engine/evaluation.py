@@ -12,8 +12,8 @@ from crosspipe_ray.config import Config
 from crosspipe_ray.engine.instructions import instructions
 from crosspipe_ray.engine.interpreter import Interpreter
 from crosspipe_ray.engine.stage import ModelStage
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.ops import WHOLE, Part
+from crosspipe_ray.program import Program
 from crosspipe_ray.training.data import TokenDataset
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,23 +27,33 @@ class NormExchange:
         self._transport = transport
         self._timeout_s = timeout_s
         self._counts = [num_values]
-        counts = self._gather([num_values], [1] * (transport.num_ranks if transport else 1))
+        counts = self._start([num_values], [1] * (transport.num_ranks if transport else 1))()
         self._counts = [int(count) for count in counts]
 
-    def all_values(self, own: Sequence[float]) -> list[float]:
-        """Values of all ranks, rank 0's first."""
-        return self._gather(own, self._counts)
+    def start(self, own: Sequence[float]) -> Callable[[], list[float]]:
+        """Starts an exchange; the call that it returns waits for it.
 
-    def _gather(self, own: Sequence[float], counts: Sequence[int]) -> list[float]:
+        What is posted to the transport in between comes after it.
+
+        Returns:
+            Values of all ranks, rank 0's first.
+        """
+        return self._start(own, self._counts)
+
+    def _start(self, own: Sequence[float], counts: Sequence[int]) -> Callable[[], list[float]]:
         transport = self._transport
         if transport is None:
-            return list(own)
+            return lambda: list(own)
         mine = torch.tensor(own, dtype=torch.float64)
         peers = [rank for rank in range(transport.num_ranks) if rank != transport.rank]
         received = {peer: torch.empty(counts[peer], dtype=torch.float64) for peer in peers}
         handles = [transport.irecv(into, peer=peer, tag=_TAG) for peer, into in received.items()]
         handles += [transport.isend(mine, peer=peer, tag=_TAG) for peer in peers]
-        for handle in handles:
-            handle.wait(timeout_s=self._timeout_s)
         received[transport.rank] = mine
-        return [value for rank in sorted(received) for value in received[rank].tolist()]
+
+        def wait() -> list[float]:
+            for handle in handles:
+                handle.wait(timeout_s=self._timeout_s)
+            return [value for rank in sorted(received) for value in received[rank].tolist()]
+
+        return wait

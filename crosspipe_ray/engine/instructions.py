@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import repeat
 
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.ops import WHOLE, Kind, Op, Part, receive_of
+from crosspipe_ray.program import Program
 
 
 @dataclass(frozen=True, slots=True)

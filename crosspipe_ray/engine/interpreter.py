@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -70,20 +71,37 @@ class Interpreter:
         self._reset()
 
     def run(self, program: Sequence[Instruction]) -> RankRecord:
-        """Executes one step.
+        """Executes one step; what was posted ahead of it is not posted again.
 
         Raises:
             RunError: a message did not come in time, or the run was aborted.
         """
-        self._reset()
-        for instruction in program:
+        for instruction in program[self._num_posted_ahead :]:
             self._execute[type(instruction)](instruction)
         while self._sends:
             self._finish_send(self._sends.popleft())
-        return self._record
+        record = self._record
+        self._reset()
+        return record
+
+    def post_ahead(self, program: Sequence[Instruction]) -> None:
+        """Posts the receives that the next step begins with, so that their senders know of them.
+
+        Until then, nothing else may be received. NCCL's receives are kernels that spin until the
+        message comes; none is left on a GPU, where what comes in between may wait for all of it.
+
+        Args:
+            program: of the next step.
+        """
+        if self._device.type == "cuda":
+            return
+        for instruction in takewhile(lambda each: isinstance(each, Receive), program):
+            self._receive(instruction)
+            self._num_posted_ahead += 1
 
     def _reset(self) -> None:
         self._record = RankRecord(self._rank)
+        self._num_posted_ahead = 0
         self._posted: dict[Op, tuple[Tensor, Handle]] = {}
         self._posted_bytes = 0
         self._ready: dict[Op, Tensor] = {}  # made on this rank, by the RECV that it stands in for

@@ -10,10 +10,10 @@ from crosspipe_ray.engine.interpreter import Interpreter
 from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.synthetic import SyntheticStage
 from crosspipe_ray.engine.transports import Transport
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 
 
 class RehearsalRank:
@@ -48,6 +48,9 @@ class RehearsalRank:
             timeout_s=timeout_s,
         )
 
-    def step(self, index: int) -> StepReport:
-        """Runs the plan once."""
-        return StepReport(index, self._interpreter.run(self._program))
+    def step(self, index: int, *, is_last: bool = True) -> StepReport:
+        """Runs the plan once; another step follows at once unless it is the last."""
+        record = self._interpreter.run(self._program)
+        if not is_last:
+            self._interpreter.post_ahead(self._program)
+        return StepReport(index, record)

@@ -11,10 +11,11 @@ from crosspipe_ray.engine.checks import check_fits
 from crosspipe_ray.engine.link_codecs import codecs_of
 from crosspipe_ray.engine.measure import LayerCosts, profile_layers
 from crosspipe_ray.engine.training_rank import Assignment
-from crosspipe_ray.lowering import Program, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.fixed import forward_only
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 from crosspipe_ray.simulate import simulate
 
 _PROFILE_S = 4.0

@@ -18,9 +18,9 @@ from crosspipe_ray.engine.message_codecs import MessageCodecs
 from crosspipe_ray.engine.messages import MessageSpec
 from crosspipe_ray.engine.stage import ModelStage, TiedHead, tie
 from crosspipe_ray.engine.transports import Transport
-from crosspipe_ray.lowering import Program
 from crosspipe_ray.measured import StepReport
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program
 from crosspipe_ray.training.data import Batches, TokenDataset
 from crosspipe_ray.training.model import activation_shape, build_layers
 from crosspipe_ray.training.optimizer import (
@@ -97,8 +97,13 @@ class TrainingRank:
             else None
         )
 
-    def step(self, index: int) -> StepReport:
-        """One optimizer step: the plan's ops, then norm, clipping and AdamW."""
+    def step(self, index: int, *, is_last: bool = True) -> StepReport:
+        """One optimizer step: the plan's ops, then norm, clipping and AdamW.
+
+        Args:
+            index: of the step.
+            is_last: nothing but another step follows unless it is the last.
+        """
         for stage in self._stages.values():
             stage.zero_gradients()
             if self._batches is not None:
@@ -107,7 +112,10 @@ class TrainingRank:
         record = self._interpreter.run(self._program)
         if self._tied is not None:
             self._tied.fold_gradient()
-        squared = self._norms.all_values(squared_norms(self._parameters.values()))
+        exchange = self._norms.start(squared_norms(self._parameters.values()))
+        if not is_last:
+            self._interpreter.post_ahead(self._program)
+        squared = exchange()
         exchanged_ns = clock.now_ns()
         self._update(index, squared)
         return StepReport(

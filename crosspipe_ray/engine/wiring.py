@@ -30,7 +30,7 @@ from crosspipe_ray.engine.transports.streams import (
     exchange_addresses,
 )
 from crosspipe_ray.errors import ConfigError
-from crosspipe_ray.lowering import Lane
+from crosspipe_ray.program import Lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from crosspipe_ray.planners.methods import METHODS, Budget, Found, Method
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.placement import Pattern, follows
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 
@@ -57,6 +57,12 @@ class Attempt:
     def makespan_ns(self) -> float:
         """Of the plan; infinite without one, so that the best come first in a sorted list."""
         return self.plan.timeline.makespan_ns if self.plan else math.inf
+
+    def in_pieces(self, num_pieces: int) -> Attempt:
+        """The same, named after the number of pieces of each microbatch."""
+        if num_pieces == 1:
+            return self
+        return replace(self, placement=f"{self.placement} in {num_pieces}")
 
 
 def plan(

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crosspipe_ray.ops import WHOLE, Kind, Op, Part
+from crosspipe_ray.ops import WHOLE, Op, Part, producers_of, receive_of
 from crosspipe_ray.timeline import Message, Span, Timeline
 
 Event = dict[str, Any]
@@ -105,15 +105,13 @@ def _ends(
     message: Message, lasts: Mapping[Op, Span], firsts: Mapping[Op, Span]
 ) -> tuple[Span | None, Span | None]:
     """The op that made the message and the op that needs it."""
-    stage, kind, microbatch = message.op
-    forward = kind is Kind.SEND_F
-    kinds = (Kind.F,) if forward else (Kind.I, Kind.B)
-    peer = stage + 1 if forward else stage - 1
-    producer, consumer = (
-        next((spans[op] for kind in kinds if (op := Op(end, kind, microbatch)) in spans), None)
-        for end, spans in ((stage, lasts), (peer, firsts))
-    )
-    return producer, consumer
+    producers, receiver = producers_of(message.op), receive_of(message.op).stage
+    consumers = [op._replace(stage=receiver) for op in producers]
+    return _known(producers, lasts), _known(consumers, firsts)
+
+
+def _known(ops: Iterable[Op], spans: Mapping[Op, Span]) -> Span | None:
+    return next((spans[op] for op in ops if op in spans), None)
 
 
 def _name(event: str, name: str, *, pid: int, tid: int) -> Event:

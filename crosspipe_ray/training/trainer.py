@@ -30,9 +30,10 @@ from crosspipe_ray.engine.planning import (
 )
 from crosspipe_ray.engine.setup import assignments
 from crosspipe_ray.links.choice import carriers_of
-from crosspipe_ray.lowering import lanes
 from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.planners.pieces import shortest
 from crosspipe_ray.planners.portfolio import Attempt
+from crosspipe_ray.program import lanes
 from crosspipe_ray.report.console import RunConsole
 from crosspipe_ray.report.prediction import predictions
 from crosspipe_ray.report.summary import RunSummary, headline, summary_markdown
@@ -78,9 +79,12 @@ def train(
     check_before_start(config, is_planned=plan_file is not None)
     given = read_plan(plan_file) if plan_file else None
     if given:
+        config = config.in_microbatches(given.problem.num_microbatches)
         assignments(config, given)  # refuses a plan for another run before anything starts
     earlier = read_run_profile(profile_file) if profile_file else None
     if earlier:
+        size = earlier.workload.microbatch_size
+        config = config.in_microbatches(config.training.batch_size // size)
         check_profile_fits(config, earlier)
     settings, regions = config.cluster, config.cluster.rank_regions
     console.phase(f"starting {len(regions)} ranks in {', '.join(dict.fromkeys(regions))}")
@@ -104,6 +108,7 @@ class _Run:
         self._clock_dir = clock_dir
         self._attempts: list[Attempt] = []
         self._profile: RunProfile | None = None
+        self._num_pieces = 1
 
     def go(self, given: Plan | None, earlier: RunProfile | None) -> Path:
         """Runs everything; returns the folder."""
@@ -121,19 +126,38 @@ class _Run:
         return folder.path
 
     def _plan(self, earlier: RunProfile | None) -> Plan:
-        planner: Any = PlannerActor.remote(self._config, link_profile_of(self._config))
-        if earlier:
-            self._profile = _answer(planner.start_from.remote(earlier))
-        else:
-            self._console.phase("profiling the layers, all ranks at once")
-            profiles = self._group.profile(self._config)
-            self._profile = _answer(planner.learn.remote(profiles))
-        self._console.phase(f"planning ({self._config.planner.method})")
-        plan: Plan
-        plan, self._attempts = _answer(planner.plan.remote())
-        ray.kill(planner)
+        """The shortest plan over the numbers of pieces; the run goes on with that number."""
+        profiles: dict[int, RunProfile] = {}
+
+        def make(num_pieces: int) -> Plan:
+            config = self._config.in_pieces(num_pieces)
+            plan, attempts, profiles[num_pieces] = self._plan_by(config, earlier)
+            self._attempts += [attempt.in_pieces(num_pieces) for attempt in attempts]
+            makespan_ms = plan.timeline.makespan_ns / 1e6
+            self._console.phase(f"{plan.method} in {num_pieces}: planned {makespan_ms:.2f} ms")
+            return plan
+
+        self._num_pieces, plan = shortest(self._config.planner.pieces, make)
+        self._config = self._config.in_pieces(self._num_pieces)
+        self._profile = profiles[self._num_pieces]
         self._console.attempts(self._attempts)
         return plan
+
+    def _plan_by(
+        self, config: Config, earlier: RunProfile | None
+    ) -> tuple[Plan, list[Attempt], RunProfile]:
+        planner: Any = PlannerActor.remote(config, link_profile_of(config))
+        size = f"microbatches of {config.training.microbatch_size}"
+        try:
+            if earlier:
+                profile = _answer(planner.start_from.remote(earlier))
+            else:
+                self._console.phase(f"profiling the layers, all ranks at once ({size})")
+                profile = _answer(planner.learn.remote(self._group.profile(config)))
+            self._console.phase(f"planning ({config.planner.method})")
+            return *_answer(planner.plan.remote()), profile
+        finally:
+            ray.kill(planner)
 
     def _prepare(self, plan: Plan) -> list[Readiness]:
         """Connects the ranks and builds their stages."""
@@ -193,6 +217,8 @@ class _Run:
             f"{busy / cores[fullest]:.1f} per core"
             + (": measured times include waiting for a core." if busy > cores[fullest] else ".")
         ]
+        if self._num_pieces > 1:
+            notes.append(f"Every microbatch went in {self._num_pieces} pieces.")
         unsplit = sorted(stage for rank in readiness for stage in rank.unsplit_stages)
         notes += [
             f"Stage {stage} has no linear layer: its whole backward pass runs in I."

@@ -25,10 +25,11 @@ from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.measure import LayerCosts
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import step_timeline
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.program import lanes
 
 _NUM_STEPS = 3
 _NUM_WARMUP_STEPS = 2

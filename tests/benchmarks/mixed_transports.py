@@ -27,11 +27,12 @@ from crosspipe_ray.carriers import Carrier, TransportWish, Wish
 from crosspipe_ray.engine.probing import ProbeSettings
 from crosspipe_ray.links.choice import carriers_of, named_carriers, with_measured_links
 from crosspipe_ray.links.profile import LinkProfile
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.measured import measured_timeline
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.problem import Problem, Rank, Stage
+from crosspipe_ray.program import lanes
 from crosspipe_ray.testing.wan import Link, Region, WanSpec, emulated_wan
 
 _CLUSTERS = ("us", "eu-a", "eu-b")

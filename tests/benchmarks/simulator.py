@@ -10,7 +10,8 @@ import time
 
 from crosspipe_ray.planners.fixed import zb_h1
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
 
 SIZES = ((8, 16), (64, 256), (1024, 4096))

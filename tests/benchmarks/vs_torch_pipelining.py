@@ -66,7 +66,7 @@ def _print_row(wan: Wan, folder: Path, recipe: Recipe) -> None:
     )
     (folder / "plan.csv").write_text(to_csv(ours.schedule))
     in_torch = _torch_step(wan, folder, ours, str(folder / "plan.csv"))
-    step = _our_step(wan, folder, ours)
+    step = our_step(wan, folder, ours)
     cells = [f"{cell.step:.1f} ({cell.peak:g})" for cell in (*peers, in_torch)]
     row = " | ".join([*cells, f"{step:.1f}", f"{ours.timeline.makespan_ns / 1000 / BLOCK_US:.1f}"])
     gain = min(cell.step for cell in peers) / step
@@ -92,7 +92,7 @@ def _torch_step(wan: Wan, folder: Path, made: Plan, schedule: str) -> _Cell:
     return _Cell(_median([float(step) * 1e6 for step in steps]), float(peak))
 
 
-def _our_step(wan: Wan, folder: Path, made: Plan) -> float:
+def our_step(wan: Wan, folder: Path, made: Plan) -> float:
     """Step time of our engine, in blocks."""
     write_plan(made, folder / "plan.json")
     return _median(rehearsed_us(wan, folder / "plan.json", num_steps=_NUM_STEPS))

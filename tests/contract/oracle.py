@@ -127,7 +127,9 @@ def train_rank(
     """One rank's part of the run; a body for any runner of ranks."""
     rank = transport.rank if transport else 0
     worker = TrainingRank(assigned[rank], transport, device=torch.device("cpu"))
-    losses = [worker.step(index).losses for index in range(num_steps)]
+    losses = [
+        worker.step(index, is_last=index + 1 == num_steps).losses for index in range(num_steps)
+    ]
     return Outcome(losses, worker.evaluate(), worker.state_dict())
 
 

@@ -17,7 +17,8 @@ from crosspipe_ray.engine.transports import LoopbackHub, MixedTransport
 from crosspipe_ray.engine.transports.streams import Credentials
 from crosspipe_ray.ops import WHOLE, Kind, Op, Part, op_code
 from crosspipe_ray.plan import Plan
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.training.model import build_layers
 from tests.contract.oracle import (

@@ -54,6 +54,17 @@ def test_trains_to_the_losses_of_plain_pytorch(tmp_path: Path) -> None:
     assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
 
 
+def test_trains_in_pieces_to_the_same_losses_but_for_rounding(tmp_path: Path) -> None:
+    data = prepare_data(tmp_path)
+    config = make_config(data, 2).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    done = torchrun(tmp_path / "run.yaml", "--set", "planner.pieces=[2]")
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.rsplit("loss ")[1]) for line in done.stdout.splitlines()]
+    expected = [fmean(step) for step in plain_pytorch(data).losses]
+    assert losses == pytest.approx(expected, abs=1e-3)
+
+
 def test_trains_over_streams_with_the_credentials_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,10 @@ from crosspipe_ray.actors.stage import Host
 from crosspipe_ray.carriers import Carrier, uniform
 from crosspipe_ray.errors import ClusterError, RunError
 from crosspipe_ray.generator import Recipe, generate
-from crosspipe_ray.lowering import lanes, lower
+from crosspipe_ray.lowering import lower
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.portfolio import plan
+from crosspipe_ray.program import lanes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("two_regions")]
 REGIONS = ("us", "us", "eu", "eu")

@@ -9,7 +9,7 @@ import pytest
 from crosspipe_ray.actors.group import StageGroup, stage_group
 from crosspipe_ray.carriers import Carrier, Carriers, uniform
 from crosspipe_ray.engine.training_rank import Assignment
-from crosspipe_ray.lowering import lanes
+from crosspipe_ray.program import lanes
 from tests.contract.oracle import (
     METHODS,
     NUM_RANKS,

@@ -124,6 +124,30 @@ def test_a_saved_plan_or_profile_gives_the_same_weights(folder: Path, address: s
     assert (used.source, used.problem.layers) == ("run", left.problem.layers)
 
 
+def test_pieces_train_as_so_many_smaller_microbatches(folder: Path, address: str) -> None:
+    before = runs(folder)
+    in_two = ("--set", "planner.pieces=[2]")
+    done = train(folder, "--address", address, *in_two)
+    assert done.returncode == 0, done.stderr
+    assert "Every microbatch went in 2 pieces" in done.stdout
+    [first] = runs(folder) - before
+    training = load_config(first / "config.yaml").training
+    assert (training.num_microbatches, training.num_evaluation_microbatches) == (8, 4)
+    smaller = ("training.num_microbatches=8", "training.num_evaluation_microbatches=4")
+    weights = load_file(first / "model.safetensors")
+    for options in (
+        ["--set", smaller[0], "--set", smaller[1]],
+        [*in_two, "--plan", str(first / "plan.json")],
+        [*in_two, "--profile", str(first)],
+    ):
+        others = runs(folder)
+        again = train(folder, "--address", address, *options)
+        assert again.returncode == 0, again.stderr
+        [second] = runs(folder) - others
+        same = load_file(second / "model.safetensors")
+        assert all(bool((weights[name] == same[name]).all()) for name in weights)
+
+
 def test_a_codec_is_named_and_a_saved_plan_gives_the_same_weights(
     folder: Path, address: str
 ) -> None:
@@ -168,6 +192,7 @@ def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address
         (["--set", "data.path=/nowhere"], "crosspipe data prepare"),
         (["--set", "model.hiden_size=8"], "did you mean 'hidden_size'?"),
         (["--set", "cluster.links=[{src: us, dst: mars}]"], "no region 'mars'"),
+        (["--set", "planner.pieces=[3]"], "a microbatch of 2 sequences (training.batch_size / "),
         (["--set", "planner.method=magic"], "'magic': no such method"),
         (
             ["--set", "model.tie_embeddings=true", "--set", "planner.placement=loop"],

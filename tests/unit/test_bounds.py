@@ -7,7 +7,7 @@ from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds import bounds_of, lower_bound_ns, tails_from_start
 from crosspipe_ray.planners.portfolio import METHODS, Budget
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import link, make_problem, problems, regions_problem
 

@@ -14,7 +14,8 @@ from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.sweeps import Jobs
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import link, make_problem, problems, regions_problem
 

@@ -51,6 +51,29 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert lines[1].split()[0] == lines[-1].split(":")[0]
 
 
+def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:
+    lines = crosspipe("plan", problem_file, "--pieces", "2, 1,2", "-o", "plan.json").splitlines()
+    assert any("as given in 2 " in line for line in lines)
+    assert lines[-2] == "the shortest has microbatches in 2 pieces"
+    assert json.loads(Path("plan.json").read_text())["problem"]["num_microbatches"] == 12
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ("1,x", "--pieces 1,x: give whole numbers from 1 on, as in 1,2,4"),
+        ("0", "--pieces 0: give whole numbers from 1 on"),
+        ("1,500000", "--pieces 1,500000: 6 microbatches may be in at most 166666 pieces each"),
+    ],
+)
+def test_pieces_that_cannot_be(
+    crosspipe: Command, problem_file: str, pieces: str, message: str
+) -> None:
+    code, printed = crosspipe.fails("plan", problem_file, "--pieces", pieces)
+    assert code == 2
+    assert message in printed
+
+
 def test_compare_lists_methods_by_makespan(crosspipe: Command, problem_file: str) -> None:
     arguments = ("--time-limit", "1", "--svg", "all.svg", "--output", "all.md")
     lines = crosspipe("compare", problem_file, *arguments).splitlines()

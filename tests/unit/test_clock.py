@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray import schedule as schedule_module
+from crosspipe_ray import rules
 from crosspipe_ray import simulate as simulate_module
 from crosspipe_ray.columns import PerRank
 from crosspipe_ray.errors import ScheduleError
@@ -17,7 +17,8 @@ from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op
 from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 from tests.unit.builders import make_problem, make_schedule, problems
@@ -77,7 +78,7 @@ def verdict(check: Callable[[], None]) -> str | None:
 
 def check_one_by_one(problem: Problem, schedule: Schedule) -> None:
     for rank in range(len(schedule.ranks)):
-        schedule_module._RankRules(problem, schedule, rank).check()
+        rules._RankRules(problem, schedule, rank).check()
 
 
 @settings(max_examples=200, deadline=None)

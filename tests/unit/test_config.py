@@ -120,6 +120,9 @@ def test_override_that_is_no_yaml(path: Path) -> None:
             "cluster.regions.0.num_rank: unknown field; did you mean 'num_ranks'?",
         ),
         ("training.batch_size=9", "batch_size 9 is not divisible by num_microbatches 4"),
+        ("planner.pieces=[1, 3]", "a microbatch of 2 sequences (training.batch_size / num_mic"),
+        ("planner.pieces=[0]", "planner.pieces.0: input should be greater than 0"),
+        ("planner.pieces=[]", "planner.pieces: tuple should have at least 1 item"),
         ("cluster.links=[{src: us, dst: mars}]", "link us->mars: no region 'mars'; there are"),
         (
             "cluster.links=[{src: us, dst: eu, latency_us: -1}]",

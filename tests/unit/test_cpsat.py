@@ -9,7 +9,7 @@ from crosspipe_ray.planners.greedy import greedy_order
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import make_problem, problems, regions_problem
 

@@ -6,7 +6,7 @@ from crosspipe_ray.planners.bounds import bounds_of
 from crosspipe_ray.planners.fixed import one_forward_one_backward
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import make_problem, problems, regions_problem
 

@@ -5,7 +5,7 @@ import pytest
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import make_problem
 

@@ -11,7 +11,8 @@ from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.schedule_csv import to_csv
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import make_problem

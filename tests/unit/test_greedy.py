@@ -8,7 +8,7 @@ from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.planners.greedy import greedy
 from crosspipe_ray.planners.passes import Bias, ListScheduler
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import make_problem, problems, regions_problem
 

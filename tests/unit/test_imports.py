@@ -60,9 +60,11 @@ def test_engine_loads_torch_but_not_ray() -> None:
 
 HEAVY = ("engine", "actors", "training", "cli")
 FORBIDDEN = {
-    "ops": ("schedule", "simulate", "lowering", "planners", "report", *HEAVY),
-    "timeline": ("schedule", "simulate", "lowering", "planners", "report", *HEAVY),
-    "schedule": ("simulate", "lowering", "planners", *HEAVY),
+    "ops": ("schedule", "rules", "simulate", "lowering", "planners", "report", *HEAVY),
+    "program": ("schedule", "rules", "simulate", "lowering", "planners", "report", *HEAVY),
+    "timeline": ("schedule", "rules", "simulate", "lowering", "planners", "report", *HEAVY),
+    "schedule": ("rules", "simulate", "lowering", "planners", *HEAVY),
+    "rules": ("simulate", "lowering", "planners", *HEAVY),
     "simulate": ("planners", *HEAVY),
     "lowering": ("planners", *HEAVY),
     "planners": HEAVY,

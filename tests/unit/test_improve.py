@@ -13,7 +13,7 @@ from crosspipe_ray.planners.methods import METHODS, Budget
 from crosspipe_ray.planners.network import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import validate
+from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
 from tests.unit.builders import link, make_problem, problems, regions_problem
 

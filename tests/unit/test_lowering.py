@@ -1,19 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray.costs import stage_costs
+from crosspipe_ray.costs import StageCosts, Transfer, stage_costs
 from crosspipe_ray.errors import InfeasibleError, ScheduleError
-from crosspipe_ray.lowering import Program, check_progress, lanes, lower
-from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, receive_for, receive_of
+from crosspipe_ray.lowering import lower
+from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, producers_of, receive_for, receive_of
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.greedy import greedy
 from crosspipe_ray.problem import Problem
+from crosspipe_ray.program import Program, check_progress, lanes
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 from tests.unit.builders import link, make_problem, make_schedule, ops, problems, sends_us
@@ -102,20 +103,45 @@ def test_lanes_have_one_order_at_both_ends(problem: Problem) -> None:
 @given(problems())
 def test_every_receive_is_posted_ahead_of_its_send(problem: Problem) -> None:
     timeline, programs = unlimited(problem)
+    costs = stage_costs(problem)
     sent_ns = {receive_of(message.op): message.start_ns for message in timeline.sends}
-    latency_ns = {
-        (cost.rank, cost.output.dst): cost.output.route.latency_ns
-        for cost in stage_costs(problem)
-        if cost.output and cost.output.route
-    }
+    made_ns = {op: end_ns for spans in timeline.ranks for op, _, end_ns in spans}
     for program, spans in zip(programs, timeline.ranks, strict=True):
         position = 0
         for op in program.ops:
             if op.kind in COMPUTE_KINDS:
                 position += 1
             elif op in sent_ns and op.kind is Kind.RECV_F and position:
-                ahead = latency_ns[program.peers[op], program.rank]
-                assert spans[position].start_ns <= sent_ns[op] - ahead
+                way = costs[op.stage].gradient
+                assert way, "gradients go back to the stage before"
+                posted_ns = spans[position].start_ns
+                left_ns = max([posted_ns, *queued_until(way, timeline, costs, made_ns, posted_ns)])
+                latency_ns = way.route.latency_ns if way.route else 0
+                assert left_ns + latency_ns <= sent_ns[op]
+
+
+def queued_until(
+    way: Transfer, timeline: Timeline, costs: Sequence[StageCosts], made_ns: dict[Op, int], at: int
+) -> Iterator[int]:
+    """When the messages have left that were handed over to the channel by then."""
+    for message in timeline.sends:
+        [producer] = [op for op in producers_of(message.op) if op in made_ns]
+        transfer = costs[producer.stage].transfer(producer.kind)
+        assert transfer, "what F and I make goes on"
+        assert transfer.route, "it took time"
+        shares = way.route and way.route.channel == transfer.route.channel
+        if shares and made_ns[producer] < at:
+            yield message.end_ns
+
+
+def test_the_news_of_a_receive_waits_behind_messages_on_its_way() -> None:
+    problem = make_problem((0, 1), 5, links=[link(0, 1, 3, 4), link(1, 0, 3, 1)])
+    timeline = simulate(problem, make_schedule("0F0 0F1 0F2 0F3 0F4 0I0", "1F0 1I0"))
+    sent = sends_us(timeline)
+    assert (sent["1SEND_B0"][0], sent["0SEND_F0"][1], sent["0SEND_F1"][1]) == (10, 5, 9)
+    # The news has to leave by 7, but from 2 on, when 0F1 ends, it would wait behind 0SEND_F1 until
+    # 9. An op of rank 0 takes 2 at most.
+    assert text(lower(problem, timeline)[0]).startswith("0RECV_B0 0F0 0SEND_F0 0F1")
 
 
 @given(problems())

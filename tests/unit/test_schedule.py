@@ -5,7 +5,8 @@ import pytest
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule, peak_memory_bytes, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule, peak_memory_bytes
 from crosspipe_ray.schedule_csv import read_csv, to_csv
 from tests.unit.builders import make_problem, make_schedule
 

@@ -29,7 +29,8 @@ from crosspipe_ray.problem import Problem
 from crosspipe_ray.report.svg import timeline_svg
 from crosspipe_ray.report.text import timeline_text
 from crosspipe_ray.report.trace import trace_events
-from crosspipe_ray.schedule import Schedule, peak_memory_bytes, validate
+from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule, peak_memory_bytes
 from crosspipe_ray.simulate import simulate
 from crosspipe_ray.sub_blocks import share_of
 from tests.unit.builders import link, make_problem, problems, regions_problem, sends_us

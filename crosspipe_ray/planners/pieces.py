@@ -1,0 +1,104 @@
+"""Microbatches in pieces, so that messages overlap with the ops that make and take them.
+
+A piece goes on to the next stage as soon as it is computed, and is computed there while the next
+one is on its way: a message travels in k pieces, and so does its microbatch. For the clock, the
+planners and the engine a piece is a smaller microbatch and nothing else. What it costs is that
+every op and message pays its fixed part k times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from crosspipe_ray.errors import InfeasibleError
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.portfolio import Attempt, Budget
+from crosspipe_ray.problem import Costs, Layer, Problem, Stage
+
+
+def in_pieces(problem: Problem, num_pieces: int) -> Problem:
+    """The problem with k times as many microbatches, each of 1 / k the work and the bytes.
+
+    Fixed costs (``op_overhead_us``, ``message_overhead_us``) stay as they are, and so do weights
+    and data-parallel communication.
+
+    Args:
+        problem: with stages or with layers.
+        num_pieces: of each microbatch.
+    """
+    stages = tuple(Stage(**_piece(stage, num_pieces)) for stage in problem.stages)
+    layers = tuple(Layer(**_piece(layer, num_pieces)) for layer in problem.layers)
+    return problem.model_copy(
+        update={
+            "num_microbatches": num_pieces * problem.num_microbatches,
+            "stages": stages,
+            "layers": layers,
+        }
+    )
+
+
+def plan_in_pieces(
+    problem: Problem,
+    pieces: Sequence[int],
+    *,
+    make: Callable[..., Plan],
+    budget: Budget,
+    on_attempt: Callable[[Attempt], None],
+) -> tuple[int, Plan]:
+    """The best number of pieces by `in_pieces`, each with an equal share of the time.
+
+    Args:
+        problem: in whole microbatches.
+        pieces: numbers to choose from.
+        make: plans a problem, as `portfolio.plan` does.
+        budget: of all planning.
+        on_attempt: told of each attempt as it is done.
+
+    Raises:
+        InfeasibleError: memory is too small for each of them; or whatever else ``make`` raises.
+    """
+    share = replace(budget, time_limit_s=budget.time_limit_s / len(pieces))
+
+    def make_in(num_pieces: int) -> Plan:
+        return make(
+            in_pieces(problem, num_pieces),
+            budget=share,
+            on_attempt=lambda attempt: on_attempt(attempt.in_pieces(num_pieces)),
+        )
+
+    return shortest(pieces, make_in)
+
+
+def shortest(pieces: Sequence[int], make: Callable[[int], Plan]) -> tuple[int, Plan]:
+    """The number of pieces with the shortest plan, and that plan; the fewest of equal ones.
+
+    Args:
+        pieces: numbers to try.
+        make: the plan of one of them.
+
+    Raises:
+        InfeasibleError: memory is too small for each of them.
+    """
+    made: dict[int, Plan] = {}
+    for num_pieces in sorted(pieces):
+        try:
+            made[num_pieces] = make(num_pieces)
+        except InfeasibleError as error:
+            reason = error
+    if not made:
+        raise reason
+    best = min(made, key=lambda num_pieces: made[num_pieces].timeline.makespan_ns)
+    return best, made[best]
+
+
+def _piece(costs: Costs, num_pieces: int) -> dict[str, object]:
+    """Fields of one piece; what is held or sent is rounded up, what is given back down."""
+    fields = costs.model_dump()
+    for name in ("forward_us", "backward_input_us", "backward_weight_us"):
+        fields[name] /= num_pieces
+    for name in ("activation_bytes", "output_bytes", "input_gradient_bytes"):
+        if fields[name] is not None:
+            fields[name] = -(-fields[name] // num_pieces)
+    fields["freed_by_backward_input_bytes"] //= num_pieces
+    return fields
