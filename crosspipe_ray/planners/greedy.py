@@ -22,14 +22,15 @@ from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
 DEFAULT_ITERATIONS = 200
-_PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.3, 1.6, 2.0, 3.0)
+_PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _GOALS = (0.0, 1.0, 1.0, 1.001, 1.003, 1.01, 1.02, 1.03)
 _STARTS = tuple(
     Bias(patience=(patience,) * 3, goal=goal)
-    for patience, goal in ((0.5, 0.0), (1.0, 1.0), (1.5, 1.0), (3.0, 1.0), (0.0, 0.0), (1.0, 0.0))
+    for patience, goal in ((0.5, 0.0), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0))
 )
 _STEADY_STARTS = tuple(
-    Bias(patience=each) for each in ((1.0, 0.5, 0.5), (3.0, 0.0, 0.5), (0.75, 0.0, 0.5))
+    Bias(patience=each)
+    for each in ((1.0, 0.5, 0.65), (1.0, 0.5, 1.0), (1.0, 0.0, 0.65), (0.75, 0.5, 1.0))
 )
 _SLACK = 0.1  # of the best attempt's distance from the bound: how much longer the next may be
 _MOST_FRUITLESS = 300  # steps without a better attempt, after which the search starts elsewhere
@@ -100,7 +101,7 @@ def greedy_order(
 
 
 class _Search:
-    """The best attempt so far, and the current one, whose neighbours are tried."""
+    """The best attempt so far, the last, and the current one, whose neighbours are tried."""
 
     def __init__(self, scheduler: ListScheduler, rng: random.Random) -> None:
         self._scheduler = scheduler
@@ -109,7 +110,7 @@ class _Search:
         if scheduler.steady_tails is not None:
             self._starts[2:2] = [(bias, scheduler.steady_tails) for bias in _STEADY_STARTS]
         self._num_steps = self._num_fruitless = 0
-        self.best = self._current = self._tried(*self._starts[0])
+        self.best = self._current = self._last = self._tried(*self._starts[0])
 
     @property
     def best_ns(self) -> int:
@@ -119,7 +120,7 @@ class _Search:
     def step(self) -> None:
         """Tries one more; it becomes the current one if it is not much longer."""
         self._num_steps += 1
-        attempt = self._tried(*self._next())
+        attempt = self._last = self._tried(*self._next())
         distance_ns = self.best_ns - self._scheduler.bounds.makespan_ns
         slack_ns = _SLACK * distance_ns * self._rng.expovariate(1.0)
         if self._num_fruitless > _MOST_FRUITLESS:
@@ -136,8 +137,8 @@ class _Search:
 
     def _next(self) -> tuple[Bias, Times]:
         rng, current = self._rng, self._current
-        if self._num_steps < len(self._starts):
-            return self._starts[self._num_steps]
+        if self._num_steps < 2 * len(self._starts):
+            return self._opening()
         if self._num_fruitless > _MOST_FRUITLESS:
             bias, tails = rng.choice(self._starts)
             return _neighbour(bias, self._scheduler.num_stages, rng), tails
@@ -147,12 +148,22 @@ class _Search:
         tails = current.tails if rng.random() < 0.9 else self._scheduler.tails
         return _neighbour(current.bias, self._scheduler.num_stages, rng), tails
 
+    def _opening(self) -> tuple[Bias, Times]:
+        """Every start, and each at once again with tails learned from it."""
+        start, is_again = divmod(self._num_steps, 2)
+        if not is_again:
+            return self._starts[start]
+        bias, state = self._last.bias, self._last.state
+        return bias, self._scheduler.learned_tails(
+            state, noise=0.0, patience=0.5, goal=1.0, rng=self._rng
+        )
+
     def _learned(self, origin: _Attempt) -> Times:
         rng = self._rng
         return self._scheduler.learned_tails(
             origin.state,
             noise=rng.choice((0.0, 0.1, 0.25, 0.5, 1.0)),
-            patience=rng.choice((0.0, 0.25, 0.5, 1.0, 1.5)),
+            patience=rng.choice((0.5, 1.0)),
             goal=rng.choice((0.0, 1.0)),
             rng=rng,
         )

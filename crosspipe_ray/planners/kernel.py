@@ -99,7 +99,7 @@ class Choice(NamedTuple):
         urgency: per op; the highest that can start is started.
         patience: per row, how long a rank that could start such an op waits for a more urgent one.
         cap: per row that takes bytes, how far it may run ahead of the row that closes.
-        goal: a rank waits only for an op that would miss this makespan otherwise.
+        goal: a rank waits only for an op that would start late otherwise, and miss this makespan.
     """
 
     urgency: Numbers
@@ -193,8 +193,9 @@ def choose(
         elif urgency > coming_urgency:
             coming, coming_urgency = at, urgency
     if best >= 0 and coming_urgency > best_urgency:
-        late = now + net.duration[best] + coming_urgency - choice.goal
-        if late > 0 and coming - now <= choice.patience[best]:
+        end = now + net.duration[best]
+        is_late = coming < end and end + coming_urgency > choice.goal
+        if is_late and coming - now <= choice.patience[best]:
             return -1
     return best
 

@@ -1,8 +1,8 @@
 """One pass of list scheduling: whenever a rank is free, it runs the most urgent op that it can.
 
 Urgency is the least time from an op to the end of the step, at first the tail of the bound. A rank
-waits instead when a more urgent op is known to arrive soon and would come too late for the goal
-otherwise. A `Bias` bends these rules.
+waits instead when a more urgent op is known to arrive soon, before what could start now were done,
+and would come too late for the goal otherwise. A `Bias` bends these rules.
 
 F of a stage starts only while the rank has room left for all its later stages too; so the oldest
 microbatch can always go on: no pass deadlocks, whatever the placement.
@@ -61,7 +61,7 @@ class Bias:
 
     Attributes:
         patience: per kind (F, I, W), how long a rank that could start such an op waits for a more
-        urgent one, as a share of the op's duration.
+        urgent one, as a share of the op's duration; from 1 on, whenever it would delay that one.
         goal: makespan to be met, in lower bounds; a rank waits only for an op that would miss it.
         offset: added urgency per kind.
         slope: added urgency per kind, times the stage's share of the depth of the pipeline.

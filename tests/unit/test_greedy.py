@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InfeasibleError
+from crosspipe_ray.planners.bounds import lower_bound_ns
 from crosspipe_ray.planners.greedy import greedy
 from crosspipe_ray.planners.passes import Bias, ListScheduler
 from crosspipe_ray.problem import Problem
@@ -33,6 +36,16 @@ def test_any_urgency_gives_a_valid_schedule(problem: Problem, bias: Bias) -> Non
     order = scheduler.order(state)
     validate(problem, order.schedule)
     assert simulate(problem, order.schedule, send_order=order.sends).makespan_ns >= makespan_ns
+
+
+@given(problems(), BIASES)
+def test_no_rank_waits_for_what_it_would_not_delay(problem: Problem, bias: Bias) -> None:
+    scheduler = ListScheduler(problem)
+    starts = [
+        list(scheduler.forward(scheduler.tails, replace(bias, patience=(each,) * 3))[1].starts)
+        for each in (1.0, 9.0)
+    ]
+    assert starts[0] == starts[1]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +100,15 @@ def test_known_optima_with_twice_the_memory(
 def test_known_optimum_of_four_regions() -> None:
     problem = regions_problem(8, 16, memory=8, latency_us=2, occupancy_us=2, num_clusters=4)
     assert makespan_us(problem) == 103
+
+
+def test_f_and_i_that_meet_fall_into_step() -> None:
+    problem = regions_problem(
+        16, 48, memory=16, latency_us=0.25, occupancy_us=2, num_clusters=4,
+        stage={"backward_input_us": 1.28, "backward_weight_us": 0.48},
+    )  # fmt: skip
+    order = greedy(problem, time_limit_s=60.0, iterations=24)
+    assert simulate(problem, order).makespan_ns <= 1.01 * lower_bound_ns(problem)
 
 
 def test_gathers_are_waited_for() -> None:
