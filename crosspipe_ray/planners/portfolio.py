@@ -179,23 +179,29 @@ class _Place:
             return follows(self.origin, method.pattern)
         return method.pattern is self.candidate.pattern
 
-    def attempt(self, method: Method, budget: Budget) -> Attempt:
-        """One method; what the user cannot have is a reason, not the end of `auto`."""
+    def attempt(self, method: Method, budget: Budget, *, is_afresh: bool = False) -> Attempt:
+        """One method; what the user cannot have is a reason, not the end of `auto`.
+
+        Args:
+            method: to be tried.
+            budget: for it.
+            is_afresh: not from the best order known.
+        """
         started = time.monotonic()
         try:
-            made = self._plan(method, budget, started)
+            made = self._plan(method, budget, None if is_afresh else self.order, started)
         except (InfeasibleError, InputError) as error:
             return Attempt(method.name, self.candidate.name, None, error)
         return Attempt(method.name, self.candidate.name, made)
 
-    def _plan(self, method: Method, budget: Budget, started: float) -> Plan:
+    def _plan(self, method: Method, budget: Budget, known: Order | None, started: float) -> Plan:
         if self._problem is None:
             self._problem = self.candidate.placed(self.origin)
         check_memory_suffices(self._problem)
         if self._bounds is None:
             self._bounds = bounds_of(self._problem)
             self.lower_bound_ns = self._bounds.makespan_ns
-        found = method.search(self._problem, self._bounds, budget, self.order)
+        found = method.search(self._problem, self._bounds, budget, known)
         if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
             self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
         made = _plan_of(
@@ -272,8 +278,18 @@ def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
 def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not place.is_done_for(clock.budget):
-        is_for_solver = place.num_ops <= _MOST_EASY_OPS or place.is_bound_by_channels
-        yield place.attempt(METHODS["improve"], clock.share(0.35 if is_for_solver else 0.75))
+        improve = METHODS["improve"]
+        if (
+            place.is_bound_by_channels
+        ):  # moves seldom lead from one rhythm of the borders to another
+            yield place.attempt(improve, clock.share(0.15))
+            if not place.is_done_for(clock.budget):
+                budget = clock.share(0.25)
+                other = replace(budget, seed=budget.seed + 1)
+                yield place.attempt(improve, other, is_afresh=True)
+        else:
+            is_small = place.num_ops <= _MOST_EASY_OPS
+            yield place.attempt(improve, clock.share(0.35 if is_small else 0.75))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
