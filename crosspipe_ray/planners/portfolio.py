@@ -277,19 +277,17 @@ def _try_all(places: list[_Place], clock: _Clock) -> Iterator[Attempt]:
 
 def _try_longer(place: _Place, clock: _Clock) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
-    if not place.is_done_for(clock.budget):
-        improve = METHODS["improve"]
-        if (
-            place.is_bound_by_channels
-        ):  # moves seldom lead from one rhythm of the borders to another
+    improve = METHODS["improve"]
+    if place.is_bound_by_channels:
+        if not place.is_done_for(clock.budget):
             yield place.attempt(improve, clock.share(0.15))
-            if not place.is_done_for(clock.budget):
-                budget = clock.share(0.25)
-                other = replace(budget, seed=budget.seed + 1)
-                yield place.attempt(improve, other, is_afresh=True)
-        else:
-            is_small = place.num_ops <= _MOST_EASY_OPS
-            yield place.attempt(improve, clock.share(0.35 if is_small else 0.75))
+        # Moves seldom lead from one rhythm of the borders to another.
+        if not place.is_done_for(clock.budget):
+            other = replace(clock.share(0.25), seed=clock.budget.seed + 1)
+            yield place.attempt(improve, other, is_afresh=True)
+    elif not place.is_done_for(clock.budget):
+        is_small = place.num_ops <= _MOST_EASY_OPS
+        yield place.attempt(improve, clock.share(0.35 if is_small else 0.75))
     if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], clock.share(1.0))
 
