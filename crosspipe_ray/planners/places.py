@@ -1,0 +1,208 @@
+"""What `portfolio` knows of each placement while it tries methods on them, and the best plan."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from crosspipe_ray.costs import check_memory_suffices, stage_costs
+from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
+from crosspipe_ray.lowering import check_messages_fit
+from crosspipe_ray.plan import Plan
+from crosspipe_ray.plan_format import Status
+from crosspipe_ray.planners.bounds import Bounds, bounds_of
+from crosspipe_ray.planners.candidates import Candidate
+from crosspipe_ray.planners.cpsat_ends import is_bound_by_channels
+from crosspipe_ray.planners.methods import Budget, Found, Method
+from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.placement import follows
+from crosspipe_ray.problem import Problem
+from crosspipe_ray.rules import validate
+from crosspipe_ray.simulate import simulate
+from crosspipe_ray.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What became of one method on one placement: a plan, or the reason why not."""
+
+    method: str
+    placement: str
+    plan: Plan | None
+    error: InfeasibleError | InputError | None = None
+
+    @property
+    def makespan_ns(self) -> float:
+        """Of the plan; infinite without one, so that the best come first in a sorted list."""
+        return self.plan.timeline.makespan_ns if self.plan else math.inf
+
+    def in_pieces(self, num_pieces: int) -> Attempt:
+        """The same, named after the number of pieces of each microbatch."""
+        if num_pieces == 1:
+            return self
+        return replace(self, placement=f"{self.placement} in {num_pieces}")
+
+
+class Clock:
+    """The budget and what is left of its time."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._started = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time spent so far."""
+        return time.monotonic() - self._started
+
+    def share(self, part: float, *, iterations: int | None = None) -> Budget:
+        """A part of what is left, with at most so many iterations."""
+        left_s = max(0.0, self.budget.time_limit_s - self.elapsed_s)
+        most = self.budget.iterations
+        return replace(
+            self.budget,
+            time_limit_s=part * left_s,
+            iterations=most if iterations is None else min(most, iterations),
+        )
+
+
+@dataclass(slots=True)
+class Place:
+    """A placement, and the best of what was found on it."""
+
+    origin: Problem
+    candidate: Candidate
+    best: Plan | None = None
+    order: Order | None = None
+    lower_bound_ns: int = 0
+    _problem: Problem | None = None
+    _bounds: Bounds | None = field(default=None, repr=False)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing shorter can be found here."""
+        return self.best is not None and self.best.status == "proven"
+
+    def is_done_for(self, budget: Budget) -> bool:
+        """Whether what was found is good enough."""
+        return self.best is not None and self.best.gap <= budget.gap
+
+    @property
+    def num_ops(self) -> int:
+        """Compute ops at most."""
+        num_stages = len(self.origin.stages) or (
+            self.candidate.num_stages_per_rank * len(self.origin.ranks)
+        )
+        return 3 * num_stages * self.origin.num_microbatches
+
+    @property
+    def is_bound_by_channels(self) -> bool:
+        """Whether the solver is likely to raise the bound; False before the first attempt."""
+        return self._problem is not None and is_bound_by_channels(
+            self._problem, stage_costs(self._problem)
+        )
+
+    def fits(self, method: Method) -> bool:
+        """Whether the method can be used on this placement."""
+        if method.pattern is None:
+            return True
+        if self.candidate.pattern is None:
+            return follows(self.origin, method.pattern)
+        return method.pattern is self.candidate.pattern
+
+    def attempt(self, method: Method, budget: Budget, *, is_afresh: bool = False) -> Attempt:
+        """One method; what the user cannot have is a reason, not the end of `auto`.
+
+        Args:
+            method: to be tried.
+            budget: for it.
+            is_afresh: not from the best order known.
+        """
+        started = time.monotonic()
+        try:
+            made = self._plan(method, budget, None if is_afresh else self.order, started)
+        except (InfeasibleError, InputError) as error:
+            return Attempt(method.name, self.candidate.name, None, error)
+        return Attempt(method.name, self.candidate.name, made)
+
+    def _plan(self, method: Method, budget: Budget, known: Order | None, started: float) -> Plan:
+        if self._problem is None:
+            self._problem = self.candidate.placed(self.origin)
+        check_memory_suffices(self._problem)
+        if self._bounds is None:
+            self._bounds = bounds_of(self._problem)
+            self.lower_bound_ns = self._bounds.makespan_ns
+        found = method.search(self._problem, self._bounds, budget, known)
+        if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
+            self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
+        made = _plan_of(
+            self._problem, found, method.name, budget.seed, self.lower_bound_ns, started
+        )
+        if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
+            self.best = made
+            if made.schedule.parts is None:  # other methods start from whole ops
+                self.order = found.order
+        elif made.lower_bound_ns > self.best.lower_bound_ns:
+            self.best = self.best.with_bound(made.lower_bound_ns)
+        return made
+
+
+def slanted(places: Sequence[Place]) -> list[Place]:
+    """The same placements with less and less work on the first ranks; equal cuts of layers once."""
+    made = []
+    for place in places:
+        assert place.best is not None, "only placements with a plan are slanted"
+        known = {_cut(place.best.problem)}
+        for candidate in place.candidate.slanted():
+            problem = candidate.placed(place.origin)
+            if _cut(problem) not in known:
+                known.add(_cut(problem))
+                made.append(Place(place.origin, candidate, _problem=problem))
+    return made
+
+
+def _cut(problem: Problem) -> tuple[tuple[int, int] | None, ...]:
+    return tuple(stage.layers for stage in problem.stages)
+
+
+def favourites(places: Sequence[Place], most: int) -> list[Place]:
+    """The placements with the shortest plans, the best first."""
+    made = [place for place in places if place.best]
+    return sorted(made, key=_makespan_ns)[:most]
+
+
+def _makespan_ns(place: Place) -> int:
+    assert place.best is not None, "only placements with a plan are sorted"
+    return place.best.timeline.makespan_ns
+
+
+def _plan_of(
+    problem: Problem, found: Found, method: str, seed: int, bound_ns: int, started: float
+) -> Plan:
+    """Checks a schedule, runs it on the clock, and says how good it is."""
+    schedule = found.order.schedule
+    try:
+        validate(problem, schedule)
+    except ScheduleError as error:  # planners order ops rightly; a fixed method may lack memory
+        raise InfeasibleError(f"{method} does not fit: {error}") from None
+    timeline = simulate(problem, schedule, send_order=found.order.sends)
+    _check_messages(problem, timeline, method)
+    status: Status = "time_limit" if found.is_cut_short else "gap"
+    wall_s = time.monotonic() - started
+    made = Plan(problem, schedule, timeline, method, status, seed, bound_ns, wall_s)
+    return made.with_bound(bound_ns)
+
+
+def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
+    for rank, peak in enumerate(timeline.peak_message_bytes):
+        limit = problem.ranks[rank].message_memory_limit_bytes
+        if limit is not None and peak > limit:
+            raise InfeasibleError(
+                f"{method} does not fit: rank {rank} ({problem.ranks[rank].cluster}) lets {peak} "
+                f"bytes of received inputs wait, {peak - limit} more than its "
+                f"message_memory_limit_bytes {limit}"
+            )
+    if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
+        check_messages_fit(problem, timeline)  # posted receives take memory before they are there
