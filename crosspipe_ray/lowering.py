@@ -90,26 +90,25 @@ def _transits(costs: Sequence[StageCosts], timeline: Timeline) -> list[_Transit]
         max(max(cost.duration_ns) for cost in costs if cost.rank == rank)
         for rank in range(len(timeline.ranks))
     ]
-    transits = []
-    for each in sent:
-        receive, lane = receive_of(each.send), (each.transfer.src, each.transfer.dst)
-        # Of the two backward kinds the receiver runs either; positions are looked up by F or I.
-        forward = each.send.kind is Kind.SEND_F
-        consumer = Op(receive.stage, Kind.F if forward else Kind.I, each.send.microbatch)
-        back = costs[receive.stage].transfer(Kind.I if forward else Kind.F)
-        post_by_ns = _leave_by(queues, back, each.start_ns) - longest[each.transfer.dst]
-        transits.append(
-            _Transit(
-                lane,
-                each.send,
-                receive,
-                each.producer,
-                consumer,
-                each.transfer.num_bytes,
-                post_by_ns,
-            )
-        )
-    return transits
+    return [_transit(each, costs, queues, longest[each.transfer.dst]) for each in sent]
+
+
+def _transit(
+    sent: _Sent, costs: Sequence[StageCosts], queues: Mapping[int, _Queue], lead_ns: int
+) -> _Transit:
+    receive, transfer = receive_of(sent.send), sent.transfer
+    # Of the two backward kinds the receiver runs either; positions are looked up by F or I.
+    there, back = (Kind.F, Kind.I) if sent.send.kind is Kind.SEND_F else (Kind.I, Kind.F)
+    way_back = costs[receive.stage].transfer(back)
+    return _Transit(
+        lane=(transfer.src, transfer.dst),
+        send=sent.send,
+        receive=receive,
+        producer=sent.producer,
+        consumer=Op(receive.stage, there, sent.send.microbatch),
+        num_bytes=transfer.num_bytes,
+        post_by_ns=_leave_by(queues, way_back, sent.start_ns) - lead_ns,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +125,7 @@ class _Sent:
 
 
 def _sent(costs: Sequence[StageCosts], timeline: Timeline) -> Iterator[_Sent]:
+    """All messages between ranks; those that take no time start and end when they are ready."""
     timed = {message.op: (turn, message) for turn, message in enumerate(timeline.sends)}
     for spans in timeline.ranks:
         # Of an op in parts, the last one makes the message.

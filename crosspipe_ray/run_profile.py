@@ -45,7 +45,7 @@ class Workload(Record):
 
     model: ModelConfig
     sequence_length: int
-    microbatch_size: int
+    microbatch_size: int = Field(gt=0)
     dtype: str
     num_threads: int
 

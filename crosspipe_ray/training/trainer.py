@@ -127,17 +127,18 @@ class _Run:
 
     def _plan(self, earlier: RunProfile | None) -> Plan:
         """The shortest plan over the numbers of pieces; the run goes on with that number."""
-        profiles: dict[int, RunProfile] = {}
+        numbers, profiles = self._config.planner.pieces, dict[int, RunProfile]()
 
         def make(num_pieces: int) -> Plan:
             config = self._config.in_pieces(num_pieces)
             plan, attempts, profiles[num_pieces] = self._plan_by(config, earlier)
             self._attempts += [attempt.in_pieces(num_pieces) for attempt in attempts]
-            makespan_ms = plan.timeline.makespan_ns / 1e6
-            self._console.phase(f"{plan.method} in {num_pieces}: planned {makespan_ms:.2f} ms")
+            if len(numbers) > 1:
+                shown = f"{plan.timeline.makespan_ns / 1e6:.2f} ms by {plan.method}"
+                self._console.phase(f"microbatches in {num_pieces} would take {shown}")
             return plan
 
-        self._num_pieces, plan = shortest(self._config.planner.pieces, make)
+        self._num_pieces, plan = shortest(numbers, make)
         self._config = self._config.in_pieces(self._num_pieces)
         self._profile = profiles[self._num_pieces]
         self._console.attempts(self._attempts)
