@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crosspipe_ray.cli.plans import console_of_stdout, names_of
+
 if TYPE_CHECKING:
     from crosspipe_ray.planners.portfolio import Attempt
 
@@ -45,14 +47,14 @@ def compare(
     from crosspipe_ray.report.markdown import attempts_markdown
 
     check_folders(svg, output)
-    names = [name.strip() for name in methods.split(",")] if methods else list(METHODS)
+    names = names_of(methods) if methods else tuple(METHODS)
     its_problem = read_problem(problem_file)
     with planning_line(Console(stderr=True)) as show_progress:
         budget = Budget(
             time_limit, iterations or DEFAULT_ITERATIONS, seed, on_progress=show_progress
         )
         attempts = compare_methods(its_problem, methods=names, budget=budget)
-    Console(soft_wrap=True).print(attempts_table(attempts))
+    console_of_stdout().print(attempts_table(attempts))
     if svg:
         write_atomically(svg, _picture(attempts, problem_file.name))
     if output:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crosspipe_ray.cli.plans import Output, console_of_stdout, print_codecs
+from crosspipe_ray.cli.plans import (
+    Output,
+    console_of_stdout,
+    names_of,
+    print_codecs,
+    write_or_print,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +78,7 @@ def problem(
     output: Output = None,
 ) -> None:
     """Make a planning problem from a few numbers."""
-    from crosspipe_ray.files import check_folders
+    from crosspipe_ray.files import check_folders, json_text
     from crosspipe_ray.generator import Recipe, generate
     from crosspipe_ray.planners.placement import Pattern
     from crosspipe_ray.problem import problem_json
@@ -81,7 +87,7 @@ def problem(
     recipe = Recipe(
         num_ranks=ranks,
         num_microbatches=num_microbatches,
-        clusters=("us", "eu")[:ranks] if clusters is None else _names(clusters),
+        clusters=("us", "eu")[:ranks] if clusters is None else names_of(clusters),
         pattern=Pattern(placement.value),
         num_stages_per_rank=stages_per_rank,
         forward_us=forward_us,
@@ -94,7 +100,7 @@ def problem(
         memory=memory,
         codec=None if codec is CodecName.NONE else codec.value,
     )
-    _write_json(problem_json(generate(recipe)), output)
+    write_or_print(json_text(problem_json(generate(recipe))), output)
 
 
 def plan(
@@ -170,16 +176,12 @@ def _planned(
     return chosen
 
 
-def _names(by_comma: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in by_comma.split(","))
-
-
 def _numbers(by_comma: str, its_problem: Problem) -> tuple[int, ...]:
     """Numbers of pieces to choose from."""
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.problem import MOST_MICROBATCHES
 
-    names = _names(by_comma)
+    names = names_of(by_comma)
     if not all(name.isdecimal() and int(name) for name in names):
         raise ProblemError(f"--pieces {by_comma}: give whole numbers from 1 on, as in 1,2,4")
     most = MOST_MICROBATCHES // its_problem.num_microbatches
@@ -225,12 +227,3 @@ def _verdict(chosen: Plan) -> str:
         return "proven optimal"
     is_cut_short = chosen.status == "time_limit"
     return f"gap at most {rounded_up(chosen.gap, 2)}" + ", out of time" * is_cut_short
-
-
-def _write_json(content: object, output: Path | None) -> None:
-    from crosspipe_ray.files import json_text, write_atomically
-
-    if output:
-        write_atomically(output, json_text(content))
-    else:
-        typer.echo(json_text(content), nl=False)

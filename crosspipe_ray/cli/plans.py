@@ -88,7 +88,7 @@ def export(
 ) -> None:
     """Write a plan's compute ops for another program."""
     from crosspipe_ray.errors import ScheduleError
-    from crosspipe_ray.files import check_folders, write_atomically
+    from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.schedule_csv import to_csv
 
@@ -99,10 +99,7 @@ def export(
         text = to_csv(order)
     except ScheduleError as error:
         raise ScheduleError(f"{file}: {error}") from None
-    if output:
-        write_atomically(output, text)
-    else:
-        typer.echo(text, nl=False)
+    write_or_print(text, output)
 
 
 def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
@@ -119,6 +116,21 @@ def schema(name: Annotated[SchemaName, typer.Argument()]) -> None:
         SchemaName.CONFIG: Config,
     }
     typer.echo(json.dumps(models[name].model_json_schema(), indent=2))
+
+
+def names_of(by_comma: str) -> tuple[str, ...]:
+    """What stands between the commas of an option."""
+    return tuple(name.strip() for name in by_comma.split(","))
+
+
+def write_or_print(text: str, output: Path | None) -> None:
+    """Where a command's result goes."""
+    from crosspipe_ray.files import write_atomically
+
+    if output:
+        write_atomically(output, text)
+    else:
+        typer.echo(text, nl=False)
 
 
 def print_codecs(console: Console, chosen: Plan) -> None:
