@@ -11,7 +11,6 @@ and /dev/net/tun.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.testing.wan import Wan, emulated_wan
 from tests.benchmarks.vs_torch_pipelining import our_step
-from tests.benchmarks.wan_ranks import BLOCK_US, recipe_of, wan_of
+from tests.benchmarks.wan_ranks import BLOCK_US, points_of_command, recipe_of, wan_of
 
 _POINTS = ((0.0, 0.0), (0.25, 0.25), (0.25, 2.0), (2.0, 0.25), (2.0, 2.0))
 _PIECES = (1, 2, 4)
@@ -34,7 +33,7 @@ def main() -> None:
     titles = [f"in {number}: planned, measured" for number in _PIECES]
     print(f"| (T_lat, T_bw) / T_F | {' | '.join(titles)} | gain |")
     print(f"|{'---|' * (len(_PIECES) + 2)}")
-    for latency, bandwidth in [tuple(map(float, it.split(","))) for it in sys.argv[1:]] or _POINTS:
+    for latency, bandwidth in points_of_command(_POINTS):
         recipe = recipe_of(latency, bandwidth, num_ranks=4, num_microbatches=8)
         with emulated_wan(wan_of(recipe)) as wan, tempfile.TemporaryDirectory() as folder:
             _print_row(wan, Path(folder), recipe)

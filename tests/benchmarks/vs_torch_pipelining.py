@@ -11,7 +11,6 @@ engine apart. Some minutes a point; needs root and /dev/net/tun.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +24,14 @@ from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.schedule_csv import to_csv
 from crosspipe_ray.testing.wan import Wan, emulated_wan
-from tests.benchmarks.wan_ranks import BLOCK_US, recipe_of, rehearsed_us, run_ranks, wan_of
+from tests.benchmarks.wan_ranks import (
+    BLOCK_US,
+    points_of_command,
+    recipe_of,
+    rehearsed_us,
+    run_ranks,
+    wan_of,
+)
 
 _NUM_WARMUP_STEPS, _NUM_STEPS = 2, 5
 _POINTS = ((0.0, 0.0), (0.25, 2.0), (2.0, 0.25), (2.0, 2.0))
@@ -43,8 +49,7 @@ def main() -> None:
         f"| (T_lat, T_bw) / T_F | {' | '.join(_PEERS)} | our order in torch | ours | model | gain |"
     )
     print(f"|{'---|' * (len(_PEERS) + 5)}")
-    points = [tuple(map(float, point.split(","))) for point in sys.argv[1:]] or _POINTS
-    for latency, bandwidth in points:
+    for latency, bandwidth in points_of_command(_POINTS):
         recipe = recipe_of(latency, bandwidth, num_ranks=4, num_microbatches=8)
         with (
             emulated_wan(wan_of(recipe)) as wan,

@@ -35,6 +35,12 @@ def recipe_of(latency: float, bandwidth: float, *, num_ranks: int, num_microbatc
     )
 
 
+def points_of_command(otherwise: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(T_lat, T_bw) / T_F of each argument, as in 0.25,2."""
+    points = [tuple(map(float, argument.split(","))) for argument in sys.argv[1:]]
+    return [(latency, bandwidth) for latency, bandwidth in points or otherwise]
+
+
 def wan_of(recipe: Recipe) -> WanSpec:
     """Two regions of one host per rank, with the recipe's links between them."""
     latency_us = recipe.latency_ratio * recipe.forward_us

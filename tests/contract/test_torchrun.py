@@ -36,6 +36,14 @@ def plan_file(tmp_path: Path) -> Path:
     return tmp_path / "plan.json"
 
 
+def make_run(folder: Path) -> tuple[Path, Path]:
+    """A dataset, and the configuration of a run on it."""
+    data = prepare_data(folder)
+    config = make_config(data, 2).model_dump(mode="json")
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return data, folder / "run.yaml"
+
+
 def test_rehearses_a_plan(plan_file: Path) -> None:
     done = torchrun(plan_file, "--steps", "2")
     assert done.returncode == 0, done.stderr
@@ -45,20 +53,16 @@ def test_rehearses_a_plan(plan_file: Path) -> None:
 
 
 def test_trains_to_the_losses_of_plain_pytorch(tmp_path: Path) -> None:
-    data = prepare_data(tmp_path)
-    config = make_config(data, 2).model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    done = torchrun(tmp_path / "run.yaml", "--set", "cluster.emulate_links=true")
+    data, run_file = make_run(tmp_path)
+    done = torchrun(run_file, "--set", "cluster.emulate_links=true")
     assert done.returncode == 0, done.stderr
     losses = [line.rsplit("loss ")[1] for line in done.stdout.splitlines()]
     assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
 
 
 def test_trains_in_pieces_to_the_same_losses_but_for_rounding(tmp_path: Path) -> None:
-    data = prepare_data(tmp_path)
-    config = make_config(data, 2).model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    done = torchrun(tmp_path / "run.yaml", "--set", "planner.pieces=[2]")
+    data, run_file = make_run(tmp_path)
+    done = torchrun(run_file, "--set", "planner.pieces=[2]")
     assert done.returncode == 0, done.stderr
     losses = [float(line.rsplit("loss ")[1]) for line in done.stdout.splitlines()]
     expected = [fmean(step) for step in plain_pytorch(data).losses]
@@ -68,19 +72,17 @@ def test_trains_in_pieces_to_the_same_losses_but_for_rounding(tmp_path: Path) ->
 def test_trains_over_streams_with_the_credentials_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = prepare_data(tmp_path)
-    config = make_config(data, 2).model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    data, run_file = make_run(tmp_path)
     over_streams = ["--set", "cluster.transport=streams", "--set", "cluster.num_streams=2"]
     monkeypatch.delenv("CROSSPIPE_CREDENTIALS", raising=False)
-    refused = torchrun(tmp_path / "run.yaml", *over_streams)
+    refused = torchrun(run_file, *over_streams)
     assert refused.returncode != 0
     assert "streams: CROSSPIPE_CREDENTIALS is not set" in refused.stderr
     credentials = tmp_path / "credentials"
     command = [sys.executable, "-m", "crosspipe_ray.engine.transports.streams", str(credentials)]
     subprocess.run(command, check=True, timeout=TIMEOUT_S)
     monkeypatch.setenv("CROSSPIPE_CREDENTIALS", str(credentials))
-    done = torchrun(tmp_path / "run.yaml", *over_streams)
+    done = torchrun(run_file, *over_streams)
     assert done.returncode == 0, done.stderr
     losses = [line.rsplit("loss ")[1] for line in done.stdout.splitlines()]
     assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
