@@ -24,36 +24,35 @@ class Planner:
     """Holds a run's problem; plans it on demand, behind whatever else its host computes.
 
     Args:
-        config: of the run.
         link_profile: measured links, in place of the configured ones.
     """
 
-    def __init__(self, config: Config, link_profile: LinkProfile | None = None) -> None:
+    def __init__(self, link_profile: LinkProfile | None = None) -> None:
         os.nice(_NICENESS)
-        self._config = config
         self._link_profile = link_profile
-        self._problem: Problem | None = None
+        self._run: tuple[Config, Problem] | None = None
 
     @ray.method
-    def learn(self, profiles: Sequence[Sequence[LayerCosts]]) -> RunProfile:
-        """Takes the costs that the ranks measured, one list per rank."""
-        profile = profile_of(self._config, profiles, self._link_profile)
-        self._problem = profile.problem
+    def learn(self, config: Config, profiles: Sequence[Sequence[LayerCosts]]) -> RunProfile:
+        """Takes a run, and the costs that its ranks measured, one list per rank."""
+        profile = profile_of(config, profiles, self._link_profile)
+        self._run = config, profile.problem
         return profile
 
     @ray.method
-    def start_from(self, profile: RunProfile) -> RunProfile:
-        """Takes what an earlier run has left, with the links and limits of this one."""
-        self._problem = problem_again(self._config, profile, self._link_profile)
-        return profile.model_copy(update={"problem": self._problem})
+    def start_from(self, config: Config, profile: RunProfile) -> RunProfile:
+        """Takes a run, and what an earlier one has left, with the links and limits of this one."""
+        problem = problem_again(config, profile, self._link_profile)
+        self._run = config, problem
+        return profile.model_copy(update={"problem": problem})
 
     @ray.method
     def plan(self) -> tuple[Plan, list[Attempt]]:
         """The best plan by the configured method, and all that was tried on the way."""
-        if self._problem is None:
+        if self._run is None:
             raise RunError("the planner has no costs yet")
         attempts: list[Attempt] = []
-        return plan_of(self._config, self._problem, on_attempt=attempts.append), attempts
+        return plan_of(*self._run, on_attempt=attempts.append), attempts
 
 
 PlannerActor = ray.remote(num_cpus=0)(Planner)

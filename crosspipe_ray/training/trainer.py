@@ -128,37 +128,39 @@ class _Run:
     def _plan(self, earlier: RunProfile | None) -> Plan:
         """The shortest plan over the numbers of pieces; the run goes on with that number."""
         numbers, profiles = self._config.planner.pieces, dict[int, RunProfile]()
+        planner: Any = PlannerActor.remote(link_profile_of(self._config))
 
         def make(num_pieces: int) -> Plan:
             config = self._config.in_pieces(num_pieces)
-            plan, attempts, profiles[num_pieces] = self._plan_by(config, earlier)
+            profiles[num_pieces] = self._learn(planner, config, earlier)
+            self._console.phase(f"planning ({config.planner.method})")
+            plan: Plan
+            plan, attempts = _answer(planner.plan.remote())
             self._attempts += [attempt.in_pieces(num_pieces) for attempt in attempts]
             if len(numbers) > 1:
                 shown = f"{plan.timeline.makespan_ns / 1e6:.2f} ms by {plan.method}"
                 self._console.phase(f"microbatches in {num_pieces} would take {shown}")
             return plan
 
-        self._num_pieces, plan = shortest(numbers, make)
+        try:
+            self._num_pieces, plan = shortest(numbers, make)
+        finally:
+            ray.kill(planner)
         self._config = self._config.in_pieces(self._num_pieces)
         self._profile = profiles[self._num_pieces]
         self._console.attempts(self._attempts)
         return plan
 
-    def _plan_by(
-        self, config: Config, earlier: RunProfile | None
-    ) -> tuple[Plan, list[Attempt], RunProfile]:
-        planner: Any = PlannerActor.remote(config, link_profile_of(config))
-        size = f"microbatches of {config.training.microbatch_size}"
-        try:
-            if earlier:
-                profile = _answer(planner.start_from.remote(earlier))
-            else:
-                self._console.phase(f"profiling the layers, all ranks at once ({size})")
-                profile = _answer(planner.learn.remote(self._group.profile(config)))
-            self._console.phase(f"planning ({config.planner.method})")
-            return *_answer(planner.plan.remote()), profile
-        finally:
-            ray.kill(planner)
+    def _learn(self, planner: Any, config: Config, earlier: RunProfile | None) -> RunProfile:
+        """Has the planner know what the run's layers cost."""
+        profile: RunProfile
+        if earlier:
+            profile = _answer(planner.start_from.remote(config, earlier))
+        else:
+            size = f"microbatches of {config.training.microbatch_size}"
+            self._console.phase(f"profiling the layers, all ranks at once ({size})")
+            profile = _answer(planner.learn.remote(config, self._group.profile(config)))
+        return profile
 
     def _prepare(self, plan: Plan) -> list[Readiness]:
         """Connects the ranks and builds their stages."""

@@ -71,8 +71,9 @@ def _planner() -> Any:
     block = LayerCosts(9_000, 12_000, 4_000, 4000, 500, 2**20, 0, 0)
     head = LayerCosts(14_000, 20_000, 11_000, 3000, 500, 0, 0, 0)
     embedding = LayerCosts(1_000, 1_000, 0, 1000, 0, 2**20, 0, 0)
-    planner: Any = PlannerActor.remote(_planner_config())
-    ray.get(planner.learn.remote([[embedding, block, head]] * 8), timeout=_TIMEOUT_S)
+    planner: Any = PlannerActor.remote()
+    profiles = [[embedding, block, head]] * 8
+    ray.get(planner.learn.remote(_planner_config(), profiles), timeout=_TIMEOUT_S)
     return planner
 
 
