@@ -24,6 +24,7 @@ import numpy as np
 from crosspipe_ray.errors import InputError
 
 SWITCH = "CROSSPIPE_COMPILE"
+NEVER = 1 << 60  # a time that does not come, as loops write it
 _LOAD_S = 0.3  # to import numba and read machine code from disk
 _COMPILE_S = 3.0
 

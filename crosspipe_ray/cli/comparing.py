@@ -40,7 +40,7 @@ def compare(
 
     from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.planners.comparison import compare as compare_methods
-    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import METHODS, Budget
     from crosspipe_ray.problem import read_problem
     from crosspipe_ray.report.console import attempts_table, planning_line
@@ -72,7 +72,7 @@ def paper_tables(
     """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""
     from crosspipe_ray.benchmarks.paper_tables import published_points, report_lines, rows
     from crosspipe_ray.files import check_folders, write_atomically
-    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Budget
 
     check_folders(output)

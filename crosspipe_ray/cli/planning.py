@@ -125,7 +125,7 @@ def plan(
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
-    from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan

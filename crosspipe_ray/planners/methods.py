@@ -9,11 +9,11 @@ from importlib.util import find_spec
 
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.planners import fixed
-from crosspipe_ray.planners.bounds import Bounds
-from crosspipe_ray.planners.cpsat import solve
-from crosspipe_ray.planners.greedy import DEFAULT_ITERATIONS, greedy_order
-from crosspipe_ray.planners.improve import improved
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.bounds.makespan import Bounds
+from crosspipe_ray.planners.cpsat.search import solve
+from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS, greedy_order
+from crosspipe_ray.planners.improve.climb import improved
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.progress import OnProgress, unheard

@@ -19,10 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from crosspipe_ray.columns import Parts
+from crosspipe_ray.compiled import NEVER
 from crosspipe_ray.costs import check_memory_suffices, stage_costs
 from crosspipe_ray.ops import Part
-from crosspipe_ray.planners.kernel import NEVER, Net
-from crosspipe_ray.planners.network import Order, net_of, op_codes
+from crosspipe_ray.planners.greedy.kernel import Net
+from crosspipe_ray.planners.greedy.network import net_of, op_codes
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.sub_blocks import share_of

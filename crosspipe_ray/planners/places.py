@@ -12,11 +12,11 @@ from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan
 from crosspipe_ray.plan_format import Status
-from crosspipe_ray.planners.bounds import Bounds, bounds_of
+from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate
-from crosspipe_ray.planners.cpsat_ends import is_bound_by_channels
+from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
 from crosspipe_ray.planners.methods import Budget, Found, Method
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.plan import Plan
-from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.comparison import highest_bounds_ns
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray.planners.bounds import lower_bound_ns
+from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
 from crosspipe_ray.planners.portfolio import Budget, plan
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import problems

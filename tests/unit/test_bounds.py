@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InputError, ScheduleError
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import bounds_of, lower_bound_ns, tails_from_start
+from crosspipe_ray.planners.bounds.makespan import bounds_of, lower_bound_ns, tails_from_start
 from crosspipe_ray.planners.portfolio import METHODS, Budget
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate

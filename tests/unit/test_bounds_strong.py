@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.ops import Kind, Op
-from crosspipe_ray.planners.bounds import bounds_of, jackson_bound, lower_bound_ns
-from crosspipe_ray.planners.cpsat import solve
-from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.bounds.makespan import bounds_of, jackson_bound, lower_bound_ns
+from crosspipe_ray.planners.bounds.sweeps import Jobs
+from crosspipe_ray.planners.cpsat.search import solve
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.planners.sweeps import Jobs
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
 from crosspipe_ray.schedule import Schedule

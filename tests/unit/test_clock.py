@@ -14,7 +14,7 @@ from crosspipe_ray import simulate as simulate_module
 from crosspipe_ray.columns import PerRank
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op
-from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate

@@ -12,8 +12,8 @@ import pytest
 
 from crosspipe_ray import compiled
 from crosspipe_ray.compiled import SWITCH, Loop
-from crosspipe_ray.planners.bounds import bounds_of
-from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.bounds.makespan import bounds_of
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import make_problem, regions_problem
@@ -50,7 +50,7 @@ def test_machine_code_and_python_agree(name: str, monkeypatch: pytest.MonkeyPatc
 def test_small_problems_do_not_load_numba() -> None:
     script = (
         "import sys\n"
-        "from crosspipe_ray.planners.greedy import greedy\n"
+        "from crosspipe_ray.planners.greedy.search import greedy\n"
         "from tests.unit.builders import regions_problem\n"
         "greedy(regions_problem(8, 32, memory=8))\n"
         "sys.exit('numba' in sys.modules)\n"

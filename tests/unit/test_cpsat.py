@@ -3,10 +3,10 @@ from hypothesis import given, settings
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.planners.bounds import bounds_of
-from crosspipe_ray.planners.cpsat import Solution, solve
-from crosspipe_ray.planners.greedy import greedy_order
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.bounds.makespan import bounds_of
+from crosspipe_ray.planners.cpsat.search import Solution, solve
+from crosspipe_ray.planners.greedy.search import greedy_order
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.portfolio import plan
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from ortools.sat.python import cp_model
 
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.planners.bounds import bounds_of
-from crosspipe_ray.planners.cpsat import solve
-from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
-from crosspipe_ray.planners.greedy import greedy_order
+from crosspipe_ray.planners.bounds.makespan import bounds_of
+from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.cpsat.search import solve
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import link, make_problem, problems, regions_problem

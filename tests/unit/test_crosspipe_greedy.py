@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 
 from crosspipe_ray.errors import InfeasibleError
-from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.fixed import one_forward_one_backward
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InfeasibleError
-from crosspipe_ray.planners.bounds import lower_bound_ns
-from crosspipe_ray.planners.greedy import greedy
-from crosspipe_ray.planners.passes import Bias, ListScheduler
+from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
+from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler
+from crosspipe_ray.planners.greedy.search import greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate

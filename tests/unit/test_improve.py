@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.compiled import SWITCH
-from crosspipe_ray.planners.bounds import bounds_of, lower_bound_ns
+from crosspipe_ray.planners.bounds.makespan import bounds_of, lower_bound_ns
 from crosspipe_ray.planners.fixed import gpipe, zb_h1, zb_v
-from crosspipe_ray.planners.greedy import greedy_order
-from crosspipe_ray.planners.improve import improved
+from crosspipe_ray.planners.greedy.search import greedy_order
+from crosspipe_ray.planners.improve.climb import improved
 from crosspipe_ray.planners.methods import METHODS, Budget
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate

@@ -12,7 +12,7 @@ from crosspipe_ray.errors import InfeasibleError, ScheduleError
 from crosspipe_ray.lowering import lower
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, producers_of, receive_for, receive_of
 from crosspipe_ray.planners import fixed
-from crosspipe_ray.planners.greedy import greedy
+from crosspipe_ray.planners.greedy.search import greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.program import Program, check_progress, lanes
 from crosspipe_ray.simulate import simulate

@@ -1,11 +1,11 @@
 import numpy as np
 
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.planners.bounds import bounds_of
-from crosspipe_ray.planners.cpsat import solve
-from crosspipe_ray.planners.greedy import greedy_order
-from crosspipe_ray.planners.memory_bound import memory_bound
-from crosspipe_ray.planners.relaxation import least_durations
+from crosspipe_ray.planners.bounds.makespan import bounds_of
+from crosspipe_ray.planners.bounds.memory import memory_bound
+from crosspipe_ray.planners.bounds.relaxation import least_durations
+from crosspipe_ray.planners.cpsat.search import solve
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import link, make_problem
 

@@ -21,7 +21,7 @@ from crosspipe_ray.errors import InputError, PlanError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit, lower
 from crosspipe_ray.ops import WHOLE, Part, op_code, parse_op
 from crosspipe_ray.plan import Plan, plan_json, read_plan, write_plan
-from crosspipe_ray.planners.bounds import bounds_of
+from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.planners.portfolio import Budget, plan
 from crosspipe_ray.planners.sampling import makespans_ns

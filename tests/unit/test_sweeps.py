@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspipe_ray.planners.bounds import jackson_bound
-from crosspipe_ray.planners.sweeps import Jobs, Work, forget_periods, join
+from crosspipe_ray.planners.bounds.makespan import jackson_bound
+from crosspipe_ray.planners.bounds.sweeps import Jobs, Work, forget_periods, join
 
 ROWS = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8), min_size=1, max_size=3)
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crosspipe_ray.compiled import Numbers
-
-NEVER = 1 << 60
+from crosspipe_ray.compiled import NEVER, Numbers
 
 
 class Net(NamedTuple):

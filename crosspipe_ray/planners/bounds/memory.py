@@ -18,7 +18,7 @@ import numpy as np
 
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.relaxation import Times
+from crosspipe_ray.planners.bounds.relaxation import Times
 from crosspipe_ray.problem import Problem
 
 _NUM_TAILS = 8  # for which the rest of the step is tried

@@ -7,7 +7,7 @@ cheap. Where all targets are met with silence, the solver improves the best know
 hint, for a while, and is then asked again with more patience.
 
 Where channels are the bottleneck, or memory is a cumulative resource, the search begins with cheap
-refusals: a model of the ends of the step alone (`cpsat_ends`), or of all of it without that
+refusals: a model of the ends of the step alone (`ends`), or of all of it without that
 resource, often shows in a fraction of a second that a target is out of reach.
 """
 
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal
 
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import Bounds, bounds_of
-from crosspipe_ray.planners.cpsat_ends import EndsModel, is_bound_by_channels
-from crosspipe_ray.planners.cpsat_model import Model, has_cumulative
-from crosspipe_ray.planners.cpsat_order import add_hint, solved_order
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
+from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.cpsat.model import Model, has_cumulative
+from crosspipe_ray.planners.cpsat.order import add_hint, solved_order
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.simulate import simulate

@@ -1,34 +1,23 @@
-"""A problem as the flat sequences that `kernel` works on, and its orders as a schedule again."""
+"""A problem as the flat sequences that `kernel` works on, and what it leaves as an order again."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from crosspipe_ray.columns import Ints, Ops
+from crosspipe_ray.compiled import NEVER
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
-from crosspipe_ray.ops import Kind, Op, op_code
-from crosspipe_ray.planners.kernel import NEVER, Net, State
-from crosspipe_ray.planners.relaxation import offsets, split_durations
+from crosspipe_ray.ops import Kind, op_code
+from crosspipe_ray.planners.bounds.relaxation import offsets, split_durations
+from crosspipe_ray.planners.greedy.kernel import Net, State
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
 _KINDS = (Kind.F, Kind.I, Kind.W)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A schedule and, where channels are shared, the order of the messages.
-
-    Attributes:
-        sends: SEND ops in the order in which channels serve them; None: by ready time.
-    """
-
-    schedule: Schedule
-    sends: Sequence[Op] | None = None
 
 
 def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:

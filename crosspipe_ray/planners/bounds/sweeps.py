@@ -1,14 +1,13 @@
 """The inner loops of the bounds: raising heads, and the optimum of one machine.
 
-Rows and ops are those of `kernel`: row = 3 x stage + kind, op = row x M + microbatch.
+Rows and ops are those of `greedy.kernel`: row = 3 x stage + kind, op = row x M + microbatch.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from crosspipe_ray.compiled import Numbers
-from crosspipe_ray.planners.kernel import NEVER
+from crosspipe_ray.compiled import NEVER, Numbers
 
 
 class Bonds(NamedTuple):

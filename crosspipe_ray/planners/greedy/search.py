@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass, replace
 
 from crosspipe_ray.costs import check_memory_suffices
-from crosspipe_ray.planners.bounds import Bounds
-from crosspipe_ray.planners.kernel import State
-from crosspipe_ray.planners.network import Order
-from crosspipe_ray.planners.passes import Bias, ListScheduler, Triple
+from crosspipe_ray.planners.bounds.makespan import Bounds
+from crosspipe_ray.planners.bounds.relaxation import Times
+from crosspipe_ray.planners.greedy.kernel import State
+from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler, Triple
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
-from crosspipe_ray.planners.relaxation import Times
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 

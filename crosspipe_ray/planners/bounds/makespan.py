@@ -7,7 +7,7 @@ of the step). From them:
 - a rank needs at least the optimum of its ops as one machine with heads and tails that may be
   preempted (Jackson's rule: always run the released op with the longest tail; optimal, Horn 1974);
 - a channel is such a machine for its messages, whose tails begin with the latency;
-- a rank is idle while its memory is full (`memory_bound`).
+- a rank is idle while its memory is full (`memory`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners import sweeps
-from crosspipe_ray.planners.memory_bound import memory_bound
-from crosspipe_ray.planners.relaxation import (
+from crosspipe_ray.planners.bounds import sweeps
+from crosspipe_ray.planners.bounds.memory import memory_bound
+from crosspipe_ray.planners.bounds.relaxation import (
     NUM_KINDS,
     Times,
     heads_of,
@@ -31,7 +31,7 @@ from crosspipe_ray.planners.relaxation import (
     mirrored,
     relax,
 )
-from crosspipe_ray.planners.sweeps import Jobs, machine_bound
+from crosspipe_ray.planners.bounds.sweeps import Jobs, machine_bound
 from crosspipe_ray.problem import Problem
 
 _JACKSON = Loop(sweeps.machine_bound, sweeps.most_urgent, sweeps.next_head)

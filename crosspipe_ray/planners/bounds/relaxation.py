@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import StageCosts, Transfer
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners import sweeps
-from crosspipe_ray.planners.precedence import Precedence, Window, memory_windows
-from crosspipe_ray.planners.sweeps import Bonds, Work, raise_heads
+from crosspipe_ray.planners.bounds import sweeps
+from crosspipe_ray.planners.bounds.precedence import Precedence, Window, memory_windows
+from crosspipe_ray.planners.bounds.sweeps import Bonds, Work, raise_heads
 from crosspipe_ray.problem import Problem
 
 Times = NDArray[np.int64]

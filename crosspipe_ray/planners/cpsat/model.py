@@ -2,7 +2,7 @@
 
 Every compute op and every message that occupies a channel is an interval with a start. Ranks and
 channels hold one interval at a time, data and microbatch order are precedences, and heads and tails
-(`relaxation`) bound every start. Memory is precedences where a rank has one stage that gives all
+(`bounds.relaxation`) bound every start. Memory is precedences where a rank has one stage that gives all
 back at once, and a cumulative resource otherwise.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import Bounds
-from crosspipe_ray.planners.relaxation import split_durations
+from crosspipe_ray.planners.bounds.makespan import Bounds
+from crosspipe_ray.planners.bounds.relaxation import split_durations
 from crosspipe_ray.problem import Problem
 
 Key = tuple[int, Kind, int]  # stage, F I or W (I stands for B too), microbatch

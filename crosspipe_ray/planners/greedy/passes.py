@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crosspipe_ray.compiled import Loop, as_arrays, as_lists
+from crosspipe_ray.compiled import NEVER, Loop, as_arrays, as_lists
 from crosspipe_ray.costs import stage_costs
-from crosspipe_ray.planners import kernel
-from crosspipe_ray.planners.bounds import Bounds, bounds_of, tails_from_start
-from crosspipe_ray.planners.kernel import NEVER, Choice, Net, State, run
-from crosspipe_ray.planners.network import Order, fresh_state, mirrored, net_of, order_of
-from crosspipe_ray.planners.relaxation import Times
+from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of, tails_from_start
+from crosspipe_ray.planners.bounds.relaxation import Times
+from crosspipe_ray.planners.greedy import kernel
+from crosspipe_ray.planners.greedy.kernel import Choice, Net, State, run
+from crosspipe_ray.planners.greedy.network import fresh_state, mirrored, net_of, order_of
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 
 Triple = tuple[float, float, float]

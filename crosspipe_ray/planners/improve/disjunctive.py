@@ -1,7 +1,7 @@
 """An order as the flat sequences that `tabu` works on, and back.
 
 Sequences per node have one entry more than there are nodes: for the neighbour of one without.
-Nodes are ops (row x M + microbatch, as in `kernel`) and, after them, the messages that occupy or
+Nodes are ops (row x M + microbatch, as in `greedy.kernel`) and, after them, the messages that occupy or
 share a channel. Machines are the ranks and, after them, the channels in use.
 """
 
@@ -11,10 +11,12 @@ import random
 from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
+from crosspipe_ray.compiled import NEVER
 from crosspipe_ray.ops import Kind, Op
-from crosspipe_ray.planners.kernel import NEVER, Net
-from crosspipe_ray.planners.network import Order, fresh_state, order_of
-from crosspipe_ray.planners.relaxation import offsets
+from crosspipe_ray.planners.bounds.relaxation import offsets
+from crosspipe_ray.planners.greedy.kernel import Net
+from crosspipe_ray.planners.greedy.network import fresh_state, order_of
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.timeline import Timeline
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds import Bounds
-from crosspipe_ray.planners.cpsat_model import unit_of
-from crosspipe_ray.planners.precedence import Window, memory_windows
-from crosspipe_ray.planners.relaxation import Times, least_durations
+from crosspipe_ray.planners.bounds.makespan import Bounds
+from crosspipe_ray.planners.bounds.precedence import Window, memory_windows
+from crosspipe_ray.planners.bounds.relaxation import Times, least_durations
+from crosspipe_ray.planners.cpsat.model import unit_of
 from crosspipe_ray.problem import Problem
 
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Kind, Op
-from crosspipe_ray.planners import tabu
-from crosspipe_ray.planners.disjunctive import BEST_NS, Jobs, Run, best_of, start_of
-from crosspipe_ray.planners.network import Order, net_of
+from crosspipe_ray.planners.greedy.network import net_of
+from crosspipe_ray.planners.improve import tabu
+from crosspipe_ray.planners.improve.disjunctive import BEST_NS, Jobs, Run, best_of, start_of
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.simulate import simulate
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
 
-from crosspipe_ray.planners.disjunctive import (
+from crosspipe_ray.compiled import NEVER
+from crosspipe_ray.planners.improve.disjunctive import (
     BEST_NS,
     FOUND_AT,
     LOT,
@@ -22,7 +23,6 @@ from crosspipe_ray.planners.disjunctive import (
     Jobs,
     Run,
 )
-from crosspipe_ray.planners.kernel import NEVER
 
 _NUM_DRAWN = 24  # nodes of a critical path whose moves are estimated
 _TENURE = 8  # steps, up to twice that, for which what was turned round stays so

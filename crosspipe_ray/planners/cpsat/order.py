@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import Kind, Op
-from crosspipe_ray.planners.cpsat_model import Key, Model
-from crosspipe_ray.planners.network import Order
+from crosspipe_ray.planners.cpsat.model import Key, Model
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.timeline import Timeline

@@ -1,0 +1,1 @@
+"""What no schedule can beat: `makespan` puts together what the other files argue."""

@@ -1,0 +1,1 @@
+"""The optimal order, and proofs of bounds, by OR-Tools CP-SAT."""

@@ -1,0 +1,1 @@
+"""Improvement of an order by moves on its critical path."""
