@@ -6,7 +6,7 @@ from ortools.sat.python import cp_model
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.planners.bounds.makespan import bounds_of
-from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels, tune
 from crosspipe_ray.planners.cpsat.search import solve
 from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.placement import Pattern
@@ -20,14 +20,17 @@ def is_refused(problem: Problem, limit_ns: int, reach_ns: int) -> bool:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = 0.5
-    solver.parameters.use_strong_propagation_in_disjunctive = True
+    tune(solver)
     return solver.solve(ends.model) == cp_model.INFEASIBLE
 
 
-def busy_borders(num_microbatches: int) -> Problem:
+def busy_borders(
+    num_microbatches: int, *, latency_us: int = 25, memory: int | None = None
+) -> Problem:
     """A wave over four regions whose borders carry messages all the time."""
     stage = {"forward_us": 50, "backward_input_us": 64, "backward_weight_us": 24}
-    row = regions_problem(8, num_microbatches, latency_us=25, occupancy_us=200, num_clusters=4)
+    delays = {"latency_us": latency_us, "occupancy_us": 200, "num_clusters": 4}
+    row = regions_problem(8, num_microbatches, memory=memory, **delays)
     wave = make_problem(Pattern.WAVE.positions(8, 2), num_microbatches, stage=stage)
     return wave.model_copy(update={"ranks": row.ranks, "links": row.links})
 
@@ -54,6 +57,12 @@ def test_ends_refuse_soon_what_the_whole_step_does_not() -> None:
     problem = busy_borders(32)
     bound_ns = bounds_of(problem).makespan_ns
     assert is_refused(problem, int(1.008 * bound_ns), int(0.25 * bound_ns))
+
+
+def test_what_needs_branching_is_refused_too() -> None:
+    problem = busy_borders(32, latency_us=200, memory=32)
+    bound_ns = bounds_of(problem).makespan_ns
+    assert is_refused(problem, int(1.011 * bound_ns), int(0.34 * bound_ns))
 
 
 @pytest.mark.parametrize(("placement", "wanted"), [((0, 1), False), ((0, 1, 1, 0), True)])

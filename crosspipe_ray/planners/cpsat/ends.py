@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import Kind
@@ -24,6 +24,9 @@ from crosspipe_ray.planners.bounds.precedence import Window, memory_windows
 from crosspipe_ray.planners.bounds.relaxation import Times, least_durations
 from crosspipe_ray.planners.cpsat.model import unit_of
 from crosspipe_ray.problem import Problem
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,16 @@ def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> lis
             lag = 0
         steps.append(_Step(costs[stage].rank, (stage, kind), duration, lag, heads, tails))
     return steps[::-1]
+
+
+def tune(solver: cp_model.CpSolver) -> None:
+    """What pays on the ends of a step, but not on all of it.
+
+    Strong propagation refuses without branching what is a little above the bound; where it has to
+    branch, on which of two messages goes first, it needs ten times fewer branches than on starts.
+    """
+    solver.parameters.use_strong_propagation_in_disjunctive = True
+    solver.parameters.use_dynamic_precedence_in_disjunctive = True
 
 
 def is_bound_by_channels(problem: Problem, costs: Sequence[StageCosts]) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
-from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels
+from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels, tune
 from crosspipe_ray.planners.cpsat.model import Model, has_cumulative
 from crosspipe_ray.planners.cpsat.order import add_hint, solved_order
 from crosspipe_ray.planners.order import Order
@@ -39,10 +39,9 @@ _FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seco
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
 _NUM_REFUSALS = 8  # steps in which cheap refusals raise the bound
-_ENDS_PATIENCE = 0.4
 _RELAXED_PATIENCE = 0.05
 _MOST_REFUSED = 0.02  # above the bound, as a share of it; refusals of more are not cheap
-_REACHES = (0.2, 0.24, 0.28, 0.34)  # of the ends of the step, as shares of the bound
+_REACHES = ((0.2, 0.08), (0.24, 0.4), (0.34, 1.5))  # of the ends, as shares of the bound; patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +183,16 @@ class _Search:
     def _ways_to_refuse(self) -> list[Callable[[int], bool]]:
         """What tells whether a makespan is refused, and raises the bound if it is."""
         if is_bound_by_channels(self._problem, self._costs):
-            return [partial(self._do_ends_refuse, reach) for reach in _REACHES]
+            return [partial(self._do_ends_refuse, *reach) for reach in _REACHES]
         if has_cumulative(self._problem, self._costs):
             return [self._is_refused_without_memory]
         return []
 
-    def _do_ends_refuse(self, reach: float, limit_ns: int) -> bool:
+    def _do_ends_refuse(self, reach: float, patience: float, limit_ns: int) -> bool:
         reach_ns = int(reach * self._bounds.makespan_ns)
         model = EndsModel(self._problem, self._costs, self._bounds, limit_ns, reach_ns)
-        solver = self._limits.solver(_ENDS_PATIENCE, workers=1)
-        solver.parameters.use_strong_propagation_in_disjunctive = True
+        solver = self._limits.solver(patience, workers=1)
+        tune(solver)
         return self._is_refused(solver, model, limit_ns)
 
     def _is_refused_without_memory(self, limit_ns: int) -> bool:
