@@ -2,8 +2,8 @@
 
 Every compute op and every message that occupies a channel is an interval with a start. Ranks and
 channels hold one interval at a time, data and microbatch order are precedences, and heads and tails
-(`bounds.relaxation`) bound every start. Memory is precedences where a rank has one stage that gives all
-back at once, and a cumulative resource otherwise.
+(`bounds.relaxation`) bound every start. Memory is precedences where a rank has one stage that gives
+all back at once, and a cumulative resource otherwise.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An order as the flat sequences that `tabu` works on, and back.
 
 Sequences per node have one entry more than there are nodes: for the neighbour of one without.
-Nodes are ops (row x M + microbatch, as in `greedy.kernel`) and, after them, the messages that occupy or
+Nodes are ops (row x M + microbatch, as in `greedy.kernel`) and, after them, messages that occupy or
 share a channel. Machines are the ranks and, after them, the channels in use.
 """
 
