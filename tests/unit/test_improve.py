@@ -15,7 +15,7 @@ from crosspipe_ray.planners.phases import crosspipe_greedy
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
-from tests.unit.builders import link, make_problem, problems, regions_problem
+from tests.unit.builders import link, make_problem, problem_data, problems, regions_problem
 
 
 def makespan_us(problem: Problem, order: Order) -> float:
@@ -63,6 +63,35 @@ def test_reaches_the_optimum_from_a_bad_start() -> None:
     optimum_us = lower_bound_ns(problem) / 1000
     assert makespan_us(problem, start) > 1.1 * optimum_us
     assert makespan_us(problem, after(problem, start, 2000)) == optimum_us
+
+
+@pytest.mark.parametrize(
+    ("placement", "times", "num_microbatches", "latencies_us", "memory", "optimum_us"),
+    [
+        ((0, 1, 0), [(1, 1, 1), (2, 3, 1), (2, 3, 1)], 8, (4, 2), 4, 83),
+        ((0, 1, 1, 0), [(1, 2, 2), (2, 1, 2), (1, 3, 1), (1, 1, 1)], 6, (2, 4), 6, 64),
+    ],
+)
+def test_a_full_memory_is_filled_with_f_s_of_other_stages(
+    placement: tuple[int, ...],
+    times: list[tuple[int, int, int]],
+    num_microbatches: int,
+    latencies_us: tuple[int, int],
+    memory: int,
+    optimum_us: int,
+) -> None:
+    there, back = latencies_us
+    links = [link(0, 1, there, 0), link(1, 0, back, 0)]
+    rank = {"memory_limit_bytes": memory}
+    data = problem_data(placement, num_microbatches, rank=rank, links=links)
+    fields = "forward_us", "backward_input_us", "backward_weight_us"
+    for stage, each in zip(data["stages"], times, strict=True):
+        stage |= dict(zip(fields, each, strict=True))
+    problem = Problem.model_validate(data)
+    for seed in range(3):  # moves within blocks alone end at 84 and 65
+        found = after(problem, crosspipe_greedy(problem), 3000, seed)
+        validate(problem, found.schedule)
+        assert makespan_us(problem, found) == optimum_us  # as the solver proves
 
 
 def test_a_full_memory_is_kept_to() -> None:

@@ -1,9 +1,10 @@
 """Improves an order by moves on its critical path: a tabu search over ranks and shared channels.
 
 A longest path through the graph of an order is cut into blocks: nodes that run on one machine
-without a pause. Only a move within a block can make the step shorter, so those are tried: some
-are drawn, the one with the best estimate is made, even if it is worse, and what it turned round
-stays so for a while (Nowicki and Smutnicki 1996; the estimate is of Balas and Vazacopoulos 1998).
+without a pause. Only a move within a block can make the step shorter, or an exchange of a node in
+it with one outside that has the memory it needs. Some are drawn, the one with the best estimate is
+made, even if it is worse, and what it turned round stays so for a while (Nowicki and Smutnicki
+1996; the estimate is of Balas and Vazacopoulos 1998).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _HELPERS = (
     tabu.run_backwards, tabu.run_forwards, tabu.num_sorted, tabu.evaluate, tabu.link, tabu.shift,
     tabu.move, tabu.begin, tabu.estimate, tabu.may_turn, tabu.reach, tabu.lot, tabu.last_node,
     tabu.critical_blocks, tabu.pair, tabu.is_forbidden, tabu.drawn_place, tabu.chosen, tabu.copy,
-    tabu.remember, tabu.step,
+    tabu.remember, tabu.step, tabu.forbid, tabu.drawn_exchange, tabu.is_exchanged, tabu.exchange,
+    tabu.turn, tabu.longest_through, tabu.relink,
 )  # fmt: skip
 _CLIMB = Loop(tabu.climb, *_HELPERS)
 _PYTHON_S = 2.5e-7  # of Python for a step, for a node

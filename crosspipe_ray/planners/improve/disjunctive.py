@@ -8,6 +8,7 @@ share a channel. Machines are the ranks and, after them, the channels in use.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import MutableSequence, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Jobs(NamedTuple):
         closing: nodes with a ``finish``.
         first: per machine and one more, where its part of ``Run.sequence`` begins.
         limit: per machine, bytes.
+        is_mixed: per machine, 1 where ops of several rows take memory, else 0.
     """
 
     row: Sequence[int]
@@ -58,6 +60,7 @@ class Jobs(NamedTuple):
     closing: Sequence[int]
     first: Sequence[int]
     limit: Sequence[int]
+    is_mixed: Sequence[int]
 
 
 class Run(NamedTuple):
@@ -143,7 +146,14 @@ def _jobs(
         closing=[node for node in range(num_ops) if finish[node]],
         first=offsets(map(len, sequences)),
         limit=[*net.limit, *([NEVER] * (len(sequences) - len(net.limit)))],
+        is_mixed=_mixed(net, len(sequences)),
     )
+
+
+def _mixed(net: Net, num_machines: int) -> list[int]:
+    """Which machines are ranks that hold microbatches of several stages."""
+    rows = Counter(net.rank[row] for row, taken in enumerate(net.taken) if taken)
+    return [int(rows[machine] > 1) for machine in range(num_machines)]
 
 
 def _arcs(net: Net, count: int, carriers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

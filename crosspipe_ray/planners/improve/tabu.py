@@ -5,6 +5,10 @@ before it on its machine has ended, and once its one input is there: an op's mes
 op. Memory is a matter of a rank's part alone, as a rank runs one op at a time. A move takes one
 node to another place of its machine; only what comes later or earlier is worked out anew.
 
+A rank of several stages that is idle because its memory is full has filled it with the wrong F's.
+None of them may come earlier, and the critical path begins after them; but one on it may change
+places with one of another stage before it. So such exchanges are tried too, and those of W's.
+
 Sequences per node have one entry more than there are nodes: the neighbour of a node without one.
 """
 
@@ -46,10 +50,27 @@ def step(jobs: Jobs, run: Run) -> None:
         copy(run.best_order, run.order)
         begin(jobs, run)
         numbers[FOUND_AT] = numbers[NUM_STEPS]
-    source, target = chosen(jobs, run)
-    if source == target or not move(jobs, run, source, target):
+    source, target, is_exchange = chosen(jobs, run)
+    first, last = run.sequence[source], run.sequence[target]
+    if source == target:
+        return
+    if is_exchange:
+        is_made = exchange(jobs, run, source, target)
+    else:
+        is_made = move(jobs, run, source, target)
+    if not is_made:
         return
     until = numbers[NUM_STEPS] + _TENURE + lot(run, _TENURE)
+    if is_exchange:
+        run.forbidden[pair(first, last)] = until
+    else:
+        forbid(run, source, target, until)
+    if numbers[MAKESPAN_NS] < numbers[BEST_NS]:
+        remember(run)
+
+
+def forbid(run: Run, source: int, target: int, until: int) -> None:
+    """What a move has turned round stays so for a while."""
     node, towards = run.sequence[target], 1 if source > target else -1
     for place in range(target + towards, source + towards, towards):
         other = run.sequence[place]
@@ -57,8 +78,6 @@ def step(jobs: Jobs, run: Run) -> None:
             run.forbidden[pair(other, node)] = until
         else:
             run.forbidden[pair(node, other)] = until
-    if numbers[MAKESPAN_NS] < numbers[BEST_NS]:
-        remember(run)
 
 
 def remember(run: Run) -> None:
@@ -86,9 +105,13 @@ def pair(first: int, second: int) -> int:
     return (first * 8191 + second) % NUM_FORBIDDEN
 
 
-def chosen(jobs: Jobs, run: Run) -> tuple[int, int]:
-    """The move with the best estimate of those drawn; equals by lot."""
-    best, best_ns, best_lot = (0, 0), NEVER, 0
+def chosen(jobs: Jobs, run: Run) -> tuple[int, int, bool]:
+    """The move with the best estimate of those drawn; equals by lot.
+
+    Returns:
+        Two places, and whether it is an exchange of both.
+    """
+    best, best_ns, best_lot = (0, 0, False), NEVER, 0
     num_blocks = critical_blocks(jobs, run)
     for _ in range(_NUM_DRAWN if num_blocks else 0):
         block = lot(run, num_blocks)
@@ -105,8 +128,79 @@ def chosen(jobs: Jobs, run: Run) -> tuple[int, int]:
             if is_better and (
                 length < run.numbers[BEST_NS] or not is_forbidden(run, source, target)
             ):
-                best, best_ns, best_lot = (source, target), length, drawn
+                best, best_ns, best_lot = (source, target, False), length, drawn
+        low, high = drawn_exchange(jobs, run, source)
+        if low < high and is_exchanged(jobs, run, low, high):
+            length, drawn = longest_through(jobs, run, low, high), lot(run, 1 << 30)
+            entry = pair(run.scratch[0], run.scratch[high - low])
+            is_better = length < best_ns or (length == best_ns < NEVER and drawn < best_lot)
+            if is_better and (
+                length < run.numbers[BEST_NS] or run.forbidden[entry] <= run.numbers[NUM_STEPS]
+            ):
+                best, best_ns, best_lot = (low, high, True), length, drawn
     return best
+
+
+def drawn_exchange(jobs: Jobs, run: Run, source: int) -> tuple[int, int]:
+    """Two places of different stages that both take memory or both give it back; equal: none."""
+    node = run.sequence[source]
+    machine = jobs.machine[node]
+    if not jobs.is_mixed[machine] or jobs.taken[node] == jobs.freed[node]:
+        return source, source
+    begin = jobs.first[machine]
+    place = begin + lot(run, jobs.first[machine + 1] - begin)
+    other = run.sequence[place]
+    is_alike = (jobs.taken[node] > 0) == (jobs.taken[other] > 0) and (
+        (jobs.freed[node] > 0) == (jobs.freed[other] > 0)
+    )
+    if not is_alike or jobs.row[node] // 3 == jobs.row[other] // 3:
+        return source, source
+    return min(source, place), max(source, place)
+
+
+def is_exchanged(jobs: Jobs, run: Run, low: int, high: int) -> bool:
+    """Has the rows of two places change places; microbatches of both rows stay in order.
+
+    What then stands from the first place to the second goes to ``scratch``.
+
+    Returns:
+        False: an op would come before one of its rank that it needs.
+    """
+    window, size, sequence = run.scratch, high - low + 1, run.sequence
+    later, earlier = sequence[low], sequence[high]  # nodes that wait for a place
+    first_row, last_row = jobs.row[later], jobs.row[earlier]
+    for index in range(1, size):
+        node = window[index] = sequence[low + index]
+        if jobs.needed[node] == later:
+            return False
+        if jobs.row[node] == first_row:
+            window[index], later = later, node
+    for index in range(size - 2, -1, -1):
+        node = sequence[low + index]
+        if jobs.needed[earlier] == node:
+            return False
+        if jobs.row[node] == last_row:
+            window[index], earlier = earlier, node
+    window[0], window[size - 1] = earlier, later
+    return True
+
+
+def exchange(jobs: Jobs, run: Run, low: int, high: int) -> bool:
+    """Makes an exchange, or leaves all as it is where ops would wait for each other for ever."""
+    begins, ends = run.position[run.sequence[low]], run.position[run.sequence[high]]
+    turn(jobs, run, low, high)
+    if evaluate(jobs, run, begins, ends):
+        return True
+    turn(jobs, run, low, high)
+    return False
+
+
+def turn(jobs: Jobs, run: Run, low: int, high: int) -> None:
+    """An exchange without its times; done twice, all is as before."""
+    is_exchanged(jobs, run, low, high)
+    for place in range(low, high + 1):
+        run.sequence[place] = run.scratch[place - low]
+    relink(jobs, run, low, high)
 
 
 def drawn_place(run: Run, low: int, high: int) -> int:
@@ -195,16 +289,23 @@ def may_turn(jobs: Jobs, run: Run, first: int, second: int) -> bool:
 def estimate(jobs: Jobs, run: Run, source: int, target: int) -> int:
     """The longest path through the nodes that change places; NEVER where memory is short."""
     size, low = abs(source - target) + 1, min(source, target)
-    first, last = run.sequence[low], run.sequence[low + size - 1]
-    limit, held = jobs.limit[jobs.machine[first]], run.held[first]
-    window, ends = run.scratch, run.ends
-    end = ends[run.previous[first]]
     for index in range(size):
         if target < source:
             node = run.sequence[low + index - 1 if index else source]
         else:
             node = run.sequence[low + index + 1 if index + 1 < size else source]
-        window[index] = node
+        run.scratch[index] = node
+    return longest_through(jobs, run, low, low + size - 1)
+
+
+def longest_through(jobs: Jobs, run: Run, low: int, high: int) -> int:
+    """The longest path if ``scratch`` stood in these places; NEVER where memory is short."""
+    size, window, ends = high - low + 1, run.scratch, run.ends
+    first, last = run.sequence[low], run.sequence[high]
+    limit, held = jobs.limit[jobs.machine[first]], run.held[first]
+    end = ends[run.previous[first]]
+    for index in range(size):
+        node = window[index]
         held += jobs.taken[node]
         if held > limit:
             return NEVER
@@ -248,15 +349,14 @@ def shift(jobs: Jobs, run: Run, source: int, target: int) -> None:
     for place in range(source, target, towards):
         run.sequence[place] = run.sequence[place + towards]
     run.sequence[target] = node
-    low, high = min(source, target), max(source, target)
-    machine = jobs.machine[node]
-    link(
-        jobs,
-        run,
-        machine,
-        max(jobs.first[machine], low - 1),
-        min(jobs.first[machine + 1], high + 2),
-    )
+    relink(jobs, run, min(source, target), max(source, target))
+
+
+def relink(jobs: Jobs, run: Run, low: int, high: int) -> None:
+    """Places, neighbours and memory where nodes have changed places, and beside them."""
+    machine = jobs.machine[run.sequence[low]]
+    begin, end = jobs.first[machine], jobs.first[machine + 1]
+    link(jobs, run, machine, max(begin, low - 1), min(end, high + 2))
 
 
 def link(jobs: Jobs, run: Run, machine: int, low: int, high: int) -> None:
