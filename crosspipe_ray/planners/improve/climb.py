@@ -23,11 +23,10 @@ from crosspipe_ray.problem import Problem
 from crosspipe_ray.simulate import simulate
 
 _HELPERS = (
-    tabu.run_backwards, tabu.run_forwards, tabu.num_sorted, tabu.evaluate, tabu.link, tabu.shift,
-    tabu.move, tabu.begin, tabu.estimate, tabu.may_turn, tabu.reach, tabu.lot, tabu.last_node,
-    tabu.critical_blocks, tabu.pair, tabu.is_forbidden, tabu.drawn_place, tabu.chosen, tabu.copy,
-    tabu.remember, tabu.step, tabu.forbid, tabu.drawn_exchange, tabu.is_exchanged, tabu.exchange,
-    tabu.turn, tabu.longest_through, tabu.relink,
+    tabu.run_backwards, tabu.run_forwards, tabu.num_sorted, tabu.evaluate, tabu.link, tabu.exchange,
+    tabu.rearrange, tabu.turn, tabu.move, tabu.begin, tabu.estimate, tabu.may_turn, tabu.reach,
+    tabu.lot, tabu.last_node, tabu.critical_blocks, tabu.pair, tabu.is_forbidden, tabu.drawn_place,
+    tabu.drawn_partner, tabu.chosen, tabu.forbid, tabu.copy, tabu.remember, tabu.step,
 )  # fmt: skip
 _CLIMB = Loop(tabu.climb, *_HELPERS)
 _PYTHON_S = 2.5e-7  # of Python for a step, for a node

@@ -7,7 +7,7 @@ node to another place of its machine; only what comes later or earlier is worked
 
 A rank of several stages that is idle because its memory is full has filled it with the wrong F's.
 None of them may come earlier, and the critical path begins after them; but one on it may change
-places with one of another stage before it. So such exchanges are tried too, and those of W's.
+places with one of another stage. So such exchanges are tried too, and those of W's.
 
 Sequences per node have one entry more than there are nodes: the neighbour of a node without one.
 """
@@ -51,26 +51,20 @@ def step(jobs: Jobs, run: Run) -> None:
         begin(jobs, run)
         numbers[FOUND_AT] = numbers[NUM_STEPS]
     source, target, is_exchange = chosen(jobs, run)
-    first, last = run.sequence[source], run.sequence[target]
-    if source == target:
+    if source == target or not move(jobs, run, source, target, is_exchange):
         return
-    if is_exchange:
-        is_made = exchange(jobs, run, source, target)
-    else:
-        is_made = move(jobs, run, source, target)
-    if not is_made:
-        return
-    until = numbers[NUM_STEPS] + _TENURE + lot(run, _TENURE)
-    if is_exchange:
-        run.forbidden[pair(first, last)] = until
-    else:
-        forbid(run, source, target, until)
+    forbid(jobs, run, source, target, is_exchange)
     if numbers[MAKESPAN_NS] < numbers[BEST_NS]:
         remember(run)
 
 
-def forbid(run: Run, source: int, target: int, until: int) -> None:
-    """What a move has turned round stays so for a while."""
+def forbid(jobs: Jobs, run: Run, source: int, target: int, is_exchange: bool) -> None:
+    """What was turned round stays so for a while."""
+    until = run.numbers[NUM_STEPS] + _TENURE + lot(run, _TENURE)
+    if is_exchange:
+        rearrange(jobs, run, target, source, is_exchange)
+        run.forbidden[pair(run.scratch[0], run.scratch[abs(target - source)])] = until
+        return
     node, towards = run.sequence[target], 1 if source > target else -1
     for place in range(target + towards, source + towards, towards):
         other = run.sequence[place]
@@ -109,7 +103,8 @@ def chosen(jobs: Jobs, run: Run) -> tuple[int, int, bool]:
     """The move with the best estimate of those drawn; equals by lot.
 
     Returns:
-        Two places, and whether it is an exchange of both.
+        The place of a node, the place that it goes to, and whether the node there comes in its
+        stead.
     """
     best, best_ns, best_lot = (0, 0, False), NEVER, 0
     num_blocks = critical_blocks(jobs, run)
@@ -118,89 +113,20 @@ def chosen(jobs: Jobs, run: Run) -> tuple[int, int, bool]:
         low, high = run.blocks[2 * block], run.blocks[2 * block + 1]
         source = drawn_place(run, low, high)
         first, last = reach(jobs, run, source, low), reach(jobs, run, source, high)
-        targets = first, last, max(first, source - 1), min(last, source + 1)
-        for which in range(4):
-            target = targets[which]
-            if target == source or (which > 1 and target == targets[which - 2]):
+        ends, neighbours = (first, last), (max(first, source - 1), min(last, source + 1))
+        targets = *ends, *neighbours, drawn_partner(jobs, run, source)
+        for which in range(5):
+            target, is_exchange = targets[which], which == 4
+            if target == source or (1 < which < 4 and target == targets[which - 2]):
                 continue
-            length, drawn = estimate(jobs, run, source, target), lot(run, 1 << 30)
+            length = estimate(jobs, run, source, target, is_exchange)
+            drawn = lot(run, 1 << 30)
             is_better = length < best_ns or (length == best_ns < NEVER and drawn < best_lot)
             if is_better and (
-                length < run.numbers[BEST_NS] or not is_forbidden(run, source, target)
+                length < run.numbers[BEST_NS] or not is_forbidden(run, source, target, is_exchange)
             ):
-                best, best_ns, best_lot = (source, target, False), length, drawn
-        low, high = drawn_exchange(jobs, run, source)
-        if low < high and is_exchanged(jobs, run, low, high):
-            length, drawn = longest_through(jobs, run, low, high), lot(run, 1 << 30)
-            entry = pair(run.scratch[0], run.scratch[high - low])
-            is_better = length < best_ns or (length == best_ns < NEVER and drawn < best_lot)
-            if is_better and (
-                length < run.numbers[BEST_NS] or run.forbidden[entry] <= run.numbers[NUM_STEPS]
-            ):
-                best, best_ns, best_lot = (low, high, True), length, drawn
+                best, best_ns, best_lot = (source, target, is_exchange), length, drawn
     return best
-
-
-def drawn_exchange(jobs: Jobs, run: Run, source: int) -> tuple[int, int]:
-    """Two places of different stages that both take memory or both give it back; equal: none."""
-    node = run.sequence[source]
-    machine = jobs.machine[node]
-    if not jobs.is_mixed[machine] or jobs.taken[node] == jobs.freed[node]:
-        return source, source
-    begin = jobs.first[machine]
-    place = begin + lot(run, jobs.first[machine + 1] - begin)
-    other = run.sequence[place]
-    is_alike = (jobs.taken[node] > 0) == (jobs.taken[other] > 0) and (
-        (jobs.freed[node] > 0) == (jobs.freed[other] > 0)
-    )
-    if not is_alike or jobs.row[node] // 3 == jobs.row[other] // 3:
-        return source, source
-    return min(source, place), max(source, place)
-
-
-def is_exchanged(jobs: Jobs, run: Run, low: int, high: int) -> bool:
-    """Has the rows of two places change places; microbatches of both rows stay in order.
-
-    What then stands from the first place to the second goes to ``scratch``.
-
-    Returns:
-        False: an op would come before one of its rank that it needs.
-    """
-    window, size, sequence = run.scratch, high - low + 1, run.sequence
-    later, earlier = sequence[low], sequence[high]  # nodes that wait for a place
-    first_row, last_row = jobs.row[later], jobs.row[earlier]
-    for index in range(1, size):
-        node = window[index] = sequence[low + index]
-        if jobs.needed[node] == later:
-            return False
-        if jobs.row[node] == first_row:
-            window[index], later = later, node
-    for index in range(size - 2, -1, -1):
-        node = sequence[low + index]
-        if jobs.needed[earlier] == node:
-            return False
-        if jobs.row[node] == last_row:
-            window[index], earlier = earlier, node
-    window[0], window[size - 1] = earlier, later
-    return True
-
-
-def exchange(jobs: Jobs, run: Run, low: int, high: int) -> bool:
-    """Makes an exchange, or leaves all as it is where ops would wait for each other for ever."""
-    begins, ends = run.position[run.sequence[low]], run.position[run.sequence[high]]
-    turn(jobs, run, low, high)
-    if evaluate(jobs, run, begins, ends):
-        return True
-    turn(jobs, run, low, high)
-    return False
-
-
-def turn(jobs: Jobs, run: Run, low: int, high: int) -> None:
-    """An exchange without its times; done twice, all is as before."""
-    is_exchanged(jobs, run, low, high)
-    for place in range(low, high + 1):
-        run.sequence[place] = run.scratch[place - low]
-    relink(jobs, run, low, high)
 
 
 def drawn_place(run: Run, low: int, high: int) -> int:
@@ -213,8 +139,26 @@ def drawn_place(run: Run, low: int, high: int) -> int:
     return min(high, low + 1) if which == 2 else max(low, high - 1)
 
 
-def is_forbidden(run: Run, source: int, target: int) -> bool:
-    """Whether the move turns back what was turned round a little while ago."""
+def drawn_partner(jobs: Jobs, run: Run, source: int) -> int:
+    """Where another stage takes memory, or gives it back, as the node here does; here: nowhere."""
+    node = run.sequence[source]
+    machine = jobs.machine[node]
+    if not jobs.is_mixed[machine] or jobs.taken[node] == jobs.freed[node]:
+        return source
+    begins = jobs.first[machine]
+    place = begins + lot(run, jobs.first[machine + 1] - begins)
+    other = run.sequence[place]
+    takes = (jobs.taken[node] > 0) == (jobs.taken[other] > 0)
+    gives = (jobs.freed[node] > 0) == (jobs.freed[other] > 0)
+    is_of_another = jobs.row[node] // 3 != jobs.row[other] // 3
+    return place if takes and gives and is_of_another else source
+
+
+def is_forbidden(run: Run, source: int, target: int, is_exchange: bool) -> bool:
+    """Whether the move that stands in ``scratch`` turns back what was turned round lately."""
+    if is_exchange:
+        entry = pair(run.scratch[0], run.scratch[abs(target - source)])
+        return run.forbidden[entry] > run.numbers[NUM_STEPS]
     node, towards = run.sequence[source], 1 if target > source else -1
     for place in range(source + towards, target + towards, towards):
         other = run.sequence[place]
@@ -286,20 +230,11 @@ def may_turn(jobs: Jobs, run: Run, first: int, second: int) -> bool:
     return before != first and run.ends[after] > run.ends[before]
 
 
-def estimate(jobs: Jobs, run: Run, source: int, target: int) -> int:
-    """The longest path through the nodes that change places; NEVER where memory is short."""
-    size, low = abs(source - target) + 1, min(source, target)
-    for index in range(size):
-        if target < source:
-            node = run.sequence[low + index - 1 if index else source]
-        else:
-            node = run.sequence[low + index + 1 if index + 1 < size else source]
-        run.scratch[index] = node
-    return longest_through(jobs, run, low, low + size - 1)
-
-
-def longest_through(jobs: Jobs, run: Run, low: int, high: int) -> int:
-    """The longest path if ``scratch`` stood in these places; NEVER where memory is short."""
+def estimate(jobs: Jobs, run: Run, source: int, target: int, is_exchange: bool) -> int:
+    """The longest path through the nodes that change places; NEVER where that cannot be."""
+    if not rearrange(jobs, run, source, target, is_exchange):
+        return NEVER
+    low, high = min(source, target), max(source, target)
     size, window, ends = high - low + 1, run.scratch, run.ends
     first, last = run.sequence[low], run.sequence[high]
     limit, held = jobs.limit[jobs.machine[first]], run.held[first]
@@ -323,6 +258,48 @@ def longest_through(jobs: Jobs, run: Run, low: int, high: int) -> int:
     return longest
 
 
+def rearrange(jobs: Jobs, run: Run, source: int, target: int, is_exchange: bool) -> bool:
+    """Writes to ``scratch`` what stands from one place to the other after a move.
+
+    Returns:
+        False: an op would come before one of its rank that it needs.
+    """
+    low, size = min(source, target), abs(source - target) + 1
+    if is_exchange:
+        return exchange(jobs, run, low, size)
+    for index in range(size):
+        if target < source:
+            node = run.sequence[low + index - 1 if index else source]
+        else:
+            node = run.sequence[low + index + 1 if index + 1 < size else source]
+        run.scratch[index] = node
+    return True
+
+
+def exchange(jobs: Jobs, run: Run, low: int, size: int) -> bool:
+    """Writes to ``scratch`` so many nodes, the first and the last of them exchanged.
+
+    The microbatches of both rows stay in order: it is the rows that change places.
+    """
+    window, sequence = run.scratch, run.sequence
+    later, earlier = sequence[low], sequence[low + size - 1]  # nodes that wait for a place
+    first_row, last_row = jobs.row[later], jobs.row[earlier]
+    for index in range(1, size):
+        node = window[index] = sequence[low + index]
+        if jobs.needed[node] == later:
+            return False
+        if jobs.row[node] == first_row:
+            window[index], later = later, node
+    for index in range(size - 2, -1, -1):
+        node = sequence[low + index]
+        if jobs.needed[earlier] == node:
+            return False
+        if jobs.row[node] == last_row:
+            window[index], earlier = earlier, node
+    window[0], window[size - 1] = earlier, later
+    return True
+
+
 def begin(jobs: Jobs, run: Run) -> bool:
     """Times of the order in ``sequence``; False: it waits for itself."""
     for machine in range(len(jobs.first) - 1):
@@ -332,31 +309,26 @@ def begin(jobs: Jobs, run: Run) -> bool:
     return evaluate(jobs, run, 0, len(run.order) - 1)
 
 
-def move(jobs: Jobs, run: Run, source: int, target: int) -> bool:
+def move(jobs: Jobs, run: Run, source: int, target: int, is_exchange: bool) -> bool:
     """Makes a move, or leaves all as it is where ops would wait for each other for ever."""
     low, high = min(source, target), max(source, target)
     begins, ends = run.position[run.sequence[low]], run.position[run.sequence[high]]
-    shift(jobs, run, source, target)
+    turn(jobs, run, source, target, is_exchange)
     if evaluate(jobs, run, begins, ends):
         return True
-    shift(jobs, run, target, source)
+    turn(jobs, run, target, source, is_exchange)
     return False
 
 
-def shift(jobs: Jobs, run: Run, source: int, target: int) -> None:
-    """Takes the node at one place to another; those in between make room."""
-    node, towards = run.sequence[source], 1 if target > source else -1
-    for place in range(source, target, towards):
-        run.sequence[place] = run.sequence[place + towards]
-    run.sequence[target] = node
-    relink(jobs, run, min(source, target), max(source, target))
-
-
-def relink(jobs: Jobs, run: Run, low: int, high: int) -> None:
-    """Places, neighbours and memory where nodes have changed places, and beside them."""
+def turn(jobs: Jobs, run: Run, source: int, target: int, is_exchange: bool) -> None:
+    """A move without its times; from target to source it is turned back."""
+    low, high = min(source, target), max(source, target)
+    rearrange(jobs, run, source, target, is_exchange)
+    for place in range(low, high + 1):
+        run.sequence[place] = run.scratch[place - low]
     machine = jobs.machine[run.sequence[low]]
-    begin, end = jobs.first[machine], jobs.first[machine + 1]
-    link(jobs, run, machine, max(begin, low - 1), min(end, high + 2))
+    first, end = jobs.first[machine], jobs.first[machine + 1]
+    link(jobs, run, machine, max(first, low - 1), min(end, high + 2))
 
 
 def link(jobs: Jobs, run: Run, machine: int, low: int, high: int) -> None:
