@@ -99,6 +99,7 @@ def solve(
         else:
             search.improve(gap, _IMPROVING * patience)
             patience *= _IMPROVING
+            search.refuse(gap, persistence=patience / _FIRST_PATIENCE)
     return search.solution(gap)
 
 
@@ -164,14 +165,19 @@ class _Search:
         """Whether the best order is good enough."""
         return self._makespan_ns <= self._bound_ns * (1 + gap)
 
-    def refuse(self, gap: float) -> None:
-        """Raises the bound step by step by what models that leave things out soon refuse."""
+    def refuse(self, gap: float, *, persistence: float = 1.0) -> None:
+        """Raises the bound step by step by what models that leave things out soon refuse.
+
+        Args:
+            gap: that would be good enough.
+            persistence: times the usual patience, for what was met with silence then.
+        """
         if self.is_within(gap):
             return
         enough_ns = min(self._makespan_ns - 1, int(self._makespan_ns / (1 + gap)))
         highest_ns = min(enough_ns, int(self._bound_ns * (1 + _MOST_REFUSED)))
         step_ns = (highest_ns - self._bound_ns) // _NUM_REFUSALS
-        ways = self._ways_to_refuse()  # one that refuses no makespan refuses no longer one either
+        ways = self._ways_to_refuse(persistence)  # what refuses no makespan refuses no longer one
         for steps_left in reversed(range(_NUM_REFUSALS)):
             limit_ns = highest_ns - steps_left * step_ns
             while limit_ns >= self._bound_ns:
@@ -180,11 +186,15 @@ class _Search:
                 if not ways[0](limit_ns):
                     del ways[0]
 
-    def _ways_to_refuse(self) -> list[Callable[[int], bool]]:
+    def _ways_to_refuse(self, persistence: float) -> list[Callable[[int], bool]]:
         """What tells whether a makespan is refused, and raises the bound if it is."""
+        is_first = persistence == 1
         if is_bound_by_channels(self._problem, self._costs):
-            return [partial(self._do_ends_refuse, *reach) for reach in _REACHES]
-        if has_cumulative(self._problem, self._costs):
+            return [
+                partial(self._do_ends_refuse, reach, persistence * patience)
+                for reach, patience in (_REACHES if is_first else _REACHES[-1:])
+            ]
+        if is_first and has_cumulative(self._problem, self._costs):
             return [self._is_refused_without_memory]
         return []
 

@@ -30,7 +30,7 @@ from crosspipe_ray.planners.improve.disjunctive import (
 
 _NUM_DRAWN = 24  # nodes of a critical path whose moves are estimated
 _TENURE = 8  # steps, up to twice that, for which what was turned round stays so
-_PATIENCE = 1000  # steps without a new best before the search goes back to it
+_PATIENCE = 10_000  # steps without a new best before the search goes back to it
 
 
 def climb(jobs: Jobs, run: Run, num_steps: int, enough_ns: int) -> None:
