@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosspipe_ray.ops import Op
+from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
+from crosspipe_ray.simulate import simulate
+from crosspipe_ray.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +22,7 @@ class Order:
 
     schedule: Schedule
     sends: Sequence[Op] | None = None
+
+    def timeline(self, problem: Problem) -> Timeline:
+        """What the clock says of it."""
+        return simulate(problem, self.schedule, send_order=self.sends)

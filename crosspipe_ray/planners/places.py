@@ -20,7 +20,6 @@ from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
-from crosspipe_ray.simulate import simulate
 from crosspipe_ray.timeline import Timeline
 
 
@@ -187,7 +186,7 @@ def _plan_of(
         validate(problem, schedule)
     except ScheduleError as error:  # planners order ops rightly; a fixed method may lack memory
         raise InfeasibleError(f"{method} does not fit: {error}") from None
-    timeline = simulate(problem, schedule, send_order=found.order.sends)
+    timeline = found.order.timeline(problem)
     _check_messages(problem, timeline, method)
     status: Status = "time_limit" if found.is_cut_short else "gap"
     wall_s = time.monotonic() - started

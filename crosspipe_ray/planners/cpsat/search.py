@@ -29,7 +29,6 @@ from crosspipe_ray.planners.cpsat.order import add_hint, solved_order
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.simulate import simulate
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -99,7 +98,7 @@ def solve(
         else:
             search.improve(gap, _IMPROVING * patience)
             patience *= _IMPROVING
-            search.refuse(gap, persistence=patience / _FIRST_PATIENCE)
+            search.refuse_again(gap, patience / _FIRST_PATIENCE)
     return search.solution(gap)
 
 
@@ -157,27 +156,38 @@ class _Search:
         self._report = report
         self._bound_ns = bounds.makespan_ns  # of orders without B where the backward is split
         self._is_certain = _splitting_costs_nothing(problem, costs)
+        self._is_bound_by_channels = is_bound_by_channels(problem, costs)
         self._order = known
         self.is_stuck = False
-        self._makespan_ns = _makespan_ns(problem, known)
+        self._makespan_ns = known.timeline(problem).makespan_ns
 
     def is_within(self, gap: float) -> bool:
         """Whether the best order is good enough."""
         return self._makespan_ns <= self._bound_ns * (1 + gap)
 
-    def refuse(self, gap: float, *, persistence: float = 1.0) -> None:
-        """Raises the bound step by step by what models that leave things out soon refuse.
+    def refuse(self, gap: float) -> None:
+        """Raises the bound step by step by what models that leave things out soon refuse."""
+        if self._is_bound_by_channels:
+            self._refuse_by([partial(self._do_ends_refuse, *reach) for reach in _REACHES], gap)
+        elif has_cumulative(self._problem, self._costs):
+            self._refuse_by([self._is_refused_without_memory], gap)
 
-        Args:
-            gap: that would be good enough.
-            persistence: times the usual patience, for what was met with silence then.
+    def refuse_again(self, gap: float, persistence: float) -> None:
+        """The same by the widest ends, with so many times the patience."""
+        if self._is_bound_by_channels:
+            reach, patience = _REACHES[-1]
+            self._refuse_by([partial(self._do_ends_refuse, reach, persistence * patience)], gap)
+
+    def _refuse_by(self, ways: list[Callable[[int], bool]], gap: float) -> None:
+        """Asks one way after the other; each says whether a makespan is refused.
+
+        What refuses no makespan refuses no longer one either, and is asked no more.
         """
         if self.is_within(gap):
             return
         enough_ns = min(self._makespan_ns - 1, int(self._makespan_ns / (1 + gap)))
         highest_ns = min(enough_ns, int(self._bound_ns * (1 + _MOST_REFUSED)))
         step_ns = (highest_ns - self._bound_ns) // _NUM_REFUSALS
-        ways = self._ways_to_refuse(persistence)  # what refuses no makespan refuses no longer one
         for steps_left in reversed(range(_NUM_REFUSALS)):
             limit_ns = highest_ns - steps_left * step_ns
             while limit_ns >= self._bound_ns:
@@ -185,18 +195,6 @@ class _Search:
                     return
                 if not ways[0](limit_ns):
                     del ways[0]
-
-    def _ways_to_refuse(self, persistence: float) -> list[Callable[[int], bool]]:
-        """What tells whether a makespan is refused, and raises the bound if it is."""
-        is_first = persistence == 1
-        if is_bound_by_channels(self._problem, self._costs):
-            return [
-                partial(self._do_ends_refuse, reach, persistence * patience)
-                for reach, patience in (_REACHES if is_first else _REACHES[-1:])
-            ]
-        if is_first and has_cumulative(self._problem, self._costs):
-            return [self._is_refused_without_memory]
-        return []
 
     def _do_ends_refuse(self, reach: float, patience: float, limit_ns: int) -> bool:
         reach_ns = int(reach * self._bounds.makespan_ns)
@@ -235,7 +233,7 @@ class _Search:
         status = self._limits.solve(solver, model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             order = solved_order(self._problem, self._costs, model, solver)
-            makespan_ns = _makespan_ns(self._problem, order)
+            makespan_ns = order.timeline(self._problem).makespan_ns
             if makespan_ns >= self._makespan_ns:  # ops without duration, which the clock must order
                 self.is_stuck = True
                 return True
@@ -253,12 +251,12 @@ class _Search:
 
         model = Model(self._problem, self._costs, self._bounds, self._makespan_ns)
         model.minimize(self._bounds)
-        add_hint(model, simulate(self._problem, self._order.schedule, send_order=self._order.sends))
+        add_hint(model, self._order.timeline(self._problem))
         solver = self._limits.solver(patience)
         solver.parameters.relative_gap_limit = gap
         if self._limits.solve(solver, model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             order = solved_order(self._problem, self._costs, model, solver)
-            makespan_ns = _makespan_ns(self._problem, order)
+            makespan_ns = order.timeline(self._problem).makespan_ns
             if makespan_ns < self._makespan_ns:
                 self._order, self._makespan_ns = order, makespan_ns
                 self._report(self._makespan_ns, self._bound_ns)
@@ -281,7 +279,3 @@ def _splitting_costs_nothing(problem: Problem, costs: Sequence[StageCosts]) -> b
         or cost.duration_ns[Kind.I] + cost.duration_ns[Kind.W] <= cost.duration_ns[Kind.B]
         for stage, cost in enumerate(costs)
     )
-
-
-def _makespan_ns(problem: Problem, order: Order) -> int:
-    return simulate(problem, order.schedule, send_order=order.sends).makespan_ns

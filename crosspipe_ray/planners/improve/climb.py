@@ -20,7 +20,6 @@ from crosspipe_ray.planners.improve import tabu
 from crosspipe_ray.planners.improve.disjunctive import BEST_NS, Jobs, Run, best_of, start_of
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.simulate import simulate
 
 _HELPERS = (
     tabu.run_backwards, tabu.run_forwards, tabu.num_sorted, tabu.evaluate, tabu.link, tabu.exchange,
@@ -58,15 +57,14 @@ def improved(
     if any(op.kind is Kind.B and not problem.is_fused(op.stage) for op in _ops(known)):
         return known
     net = net_of(problem, stage_costs(problem))
-    timeline = simulate(problem, known.schedule, send_order=known.sends)
+    timeline = known.timeline(problem)
     jobs, run = start_of(net, problem.num_microbatches, timeline, seed=seed)
     if not tabu.begin(jobs, run):
         raise AssertionError("an order with a timeline does not wait for itself")
     tabu.remember(run)
     run = _climb(jobs, run, iterations, int(enough_ns), deadline)
     order = best_of(problem, net, jobs, run)
-    made = simulate(problem, order.schedule, send_order=order.sends)
-    return order if made.makespan_ns < timeline.makespan_ns else known
+    return order if order.timeline(problem).makespan_ns < timeline.makespan_ns else known
 
 
 def _ops(order: Order) -> Iterator[Op]:
