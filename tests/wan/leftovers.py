@@ -11,9 +11,10 @@ TIMEOUT_S = 30.0
 
 def leftovers(name: str, *pids: int) -> list[str]:
     """Namespaces, files and processes of a WAN, and those of the given processes that are alive."""
-    netns, files = Path("/run/netns"), Path("/run/crosspipe-wan", name)
-    found = [f"namespace {each.name}" for each in netns.glob(f"crosspipe.{name}.*")]
-    found += [str(each) for each in (files, *files.rglob("*")) if each.exists()]
+    found = [f"namespace {each.name}" for each in Path("/run/netns").glob(f"crosspipe.{name}.*")]
+    # Path.rglob raises where a folder goes while it looks.
+    for folder, _, files in os.walk(f"/run/crosspipe-wan/{name}"):
+        found += [folder, *(f"{folder}/{file}" for file in files)]
     return found + [f"process {pid}" for pid in {*emulators(name), *pids} if _is_alive(pid)]
 
 
