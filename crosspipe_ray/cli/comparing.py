@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crosspipe_ray.cli.plans import console_of_stdout, names_of
+from crosspipe_ray.cli.plans import Iterations, TimeLimit, console_of_stdout, names_of
 
 if TYPE_CHECKING:
     from crosspipe_ray.planners.portfolio import Attempt
@@ -29,8 +29,8 @@ def add_commands(app: typer.Typer) -> None:
 def compare(
     problem_file: Annotated[Path, typer.Argument(metavar="PROBLEM.json")],
     methods: Annotated[str | None, typer.Option(help="Names by comma; default: all.")] = None,
-    time_limit: Annotated[float, typer.Option(min=0, help="Seconds per method.")] = 5.0,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    time_limit: TimeLimit = None,
+    iterations: Iterations = None,
     seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
     svg: Annotated[Path | None, typer.Option(help="Also draw them on one axis.")] = None,
     output: Output = None,
@@ -40,7 +40,6 @@ def compare(
 
     from crosspipe_ray.files import check_folders, write_atomically
     from crosspipe_ray.planners.comparison import compare as compare_methods
-    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import METHODS, Budget
     from crosspipe_ray.problem import read_problem
     from crosspipe_ray.report.console import attempts_table, planning_line
@@ -50,9 +49,7 @@ def compare(
     names = names_of(methods) if methods else tuple(METHODS)
     its_problem = read_problem(problem_file)
     with planning_line(Console(stderr=True)) as show_progress:
-        budget = Budget(
-            time_limit, iterations or DEFAULT_ITERATIONS, seed, on_progress=show_progress
-        )
+        budget = Budget.asked(time_limit, iterations, seed, on_progress=show_progress)
         attempts = compare_methods(its_problem, methods=names, budget=budget)
     console_of_stdout().print(attempts_table(attempts))
     if svg:
@@ -64,20 +61,22 @@ def compare(
 
 def paper_tables(
     table: Annotated[int | None, typer.Option(min=5, max=6, help="Default: both.")] = None,
-    time_limit: Annotated[float, typer.Option(min=0, help="Seconds per plan.")] = 1.0,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds for a plan; default: 1, or no end with --iterations."),
+    ] = None,
+    iterations: Iterations = None,
     seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
     output: Output = None,
 ) -> None:
     """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""
     from crosspipe_ray.benchmarks.paper_tables import published_points, report_lines, rows
     from crosspipe_ray.files import check_folders, write_atomically
-    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Budget
 
     check_folders(output)
     points = [point for point in published_points() if table in (None, point.table)]
-    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed)
+    budget = Budget.asked(time_limit, iterations, seed, default_s=1.0)
     pieces = []
     for piece in report_lines(rows(points, budget)):
         typer.echo(piece, nl=False)

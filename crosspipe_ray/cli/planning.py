@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crosspipe_ray.cli.plans import (
+    Iterations,
     Output,
+    TimeLimit,
     console_of_stdout,
     names_of,
     print_codecs,
@@ -106,8 +108,8 @@ def problem(
 def plan(
     problem_file: Annotated[Path | None, typer.Argument(metavar="PROBLEM.json")] = None,
     method: Annotated[str, typer.Option(help="See --list-methods.")] = "auto",
-    time_limit: Annotated[float, typer.Option(min=0, help="Seconds.")] = 5.0,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Attempts per search.")] = None,
+    time_limit: TimeLimit = None,
+    iterations: Iterations = None,
     seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads of the solver.")] = 1,
     quantile: Annotated[
@@ -125,7 +127,6 @@ def plan(
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
-    from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
     from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import robust_plan
@@ -142,7 +143,7 @@ def plan(
     if output:
         check_can_hold(output, max(numbers) * its_problem.least_num_ops)
     make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
-    budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed, workers=workers)
+    budget = Budget.asked(time_limit, iterations, seed, workers=workers)
     chosen = _planned(its_problem, numbers, partial(make, method=method), budget)
     if output:
         write_plan(chosen, output)

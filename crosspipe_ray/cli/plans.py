@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from crosspipe_ray.timeline import Timeline
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds for a plan; default: 5, or no end with --iterations."),
+]
+Iterations = Annotated[
+    int | None,
+    typer.Option(min=1, help="Attempts per search; with no time limit, plans can be made again."),
+]
 
 
 class ExportFormat(str, Enum):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from typing import Any
 
 from crosspipe_ray.errors import InputError
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.bounds.makespan import Bounds
 from crosspipe_ray.planners.cpsat.search import solve
-from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS, greedy_order
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.improve.climb import improved
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.phases import crosspipe_greedy
@@ -20,6 +22,7 @@ from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
+DEFAULT_TIME_LIMIT_S = 5.0
 _FIRST_SHARE = 0.3  # of the time: for an order to start from
 _EFFORT = 0.025  # of the solver, in its deterministic time, for an attempt of greedy
 _STEPS = 10  # of improve, for an attempt of greedy, which takes about that much longer
@@ -32,19 +35,37 @@ class Budget:
     Attributes:
         time_limit_s: wall-clock time for the whole plan.
         iterations: attempts per search, of about the same effort in all; where the clock does not
-            cut in, results depend on it and the seed alone.
+            cut in, results depend on it and the seed alone. Infinite: as many as there is time for.
         seed: of every search.
         gap: a plan within this share of its bound is good enough.
         workers: threads of the solver.
         on_progress: told what greedy and the solver come to, as they go on.
     """
 
-    time_limit_s: float = 5.0
-    iterations: int = DEFAULT_ITERATIONS
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S
+    iterations: float = math.inf
     seed: int = 0
     gap: float = 0.0
     workers: int = 1
     on_progress: OnProgress = field(default=unheard, repr=False, compare=False)
+
+    @classmethod
+    def asked(
+        cls,
+        time_limit_s: float | None,
+        iterations: int | None,
+        seed: int,
+        *,
+        default_s: float = DEFAULT_TIME_LIMIT_S,
+        **others: Any,
+    ) -> Budget:
+        """What somebody asks for: a number of attempts alone lets no clock cut in.
+
+        So that he gets the same plan again, on whatever machine.
+        """
+        if time_limit_s is None:
+            time_limit_s = default_s if iterations is None else math.inf
+        return cls(time_limit_s, iterations or math.inf, seed, **others)
 
 
 @dataclass(frozen=True, slots=True)

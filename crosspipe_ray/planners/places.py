@@ -56,15 +56,11 @@ class Clock:
         """Time spent so far."""
         return time.monotonic() - self._started
 
-    def share(self, part: float, *, iterations: int | None = None) -> Budget:
+    def share(self, part: float, *, iterations: float = math.inf) -> Budget:
         """A part of what is left, with at most so many iterations."""
         left_s = max(0.0, self.budget.time_limit_s - self.elapsed_s)
-        most = self.budget.iterations
-        return replace(
-            self.budget,
-            time_limit_s=part * left_s,
-            iterations=most if iterations is None else min(most, iterations),
-        )
+        most = min(iterations, self.budget.iterations)
+        return replace(self.budget, time_limit_s=part * left_s, iterations=most)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ time is for improving the best and for the solver.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -97,7 +98,7 @@ def _each(
     clock: Clock,
     share: float,
     *,
-    iterations: int | None = None,
+    iterations: float = math.inf,
 ) -> Iterator[Attempt]:
     """One method on each placement, for the same part of a share of the time that is left."""
     for number, place in enumerate(places):

@@ -14,7 +14,7 @@ from crosspipe_ray.planners.robust import draw, robust_plan
 from crosspipe_ray.planners.sampling import makespans_ns
 from crosspipe_ray.problem import Problem
 
-BUDGET = Budget(time_limit_s=4.0, iterations=100_000)
+BUDGET = Budget(time_limit_s=4.0)
 
 
 def jittery(clusters: tuple[str, ...], memory: int) -> Problem:

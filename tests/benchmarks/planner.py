@@ -144,7 +144,7 @@ def run_row(row: Row, seeds: Iterable[int]) -> None:
 
 def _timed(problem: Problem, row: Row) -> tuple[Plan, float]:
     started = time.perf_counter()
-    budget = Budget(time_limit_s=row.time_limit_s, iterations=1_000_000, gap=row.wanted_gap)
+    budget = Budget(time_limit_s=row.time_limit_s, gap=row.wanted_gap)
     return plan(problem, budget=budget), time.perf_counter() - started
 
 
@@ -160,7 +160,7 @@ def _at(values: list[float], share: float) -> float:
 def run_placements(time_limit_s: float = 6.0) -> None:
     """8 ranks x 16, memory 1x: any placement against equal stages, one per rank or in a wave."""
     ratios = []
-    budget = Budget(time_limit_s=time_limit_s, iterations=1_000_000)
+    budget = Budget(time_limit_s=time_limit_s)
     for regions, delay in SIX_POINTS:
         problem = layers_problem(regions, delay)
         known = {
@@ -212,7 +212,7 @@ def run_heterogeneous(num_seeds: int) -> None:
     gaps, worse = [], 0
     for seed in range(num_seeds):
         problem = heterogeneous(seed)
-        made = plan(problem, budget=Budget(time_limit_s=1.0, iterations=1_000_000))
+        made = plan(problem, budget=Budget(time_limit_s=1.0))
         gaps.append(made.gap)
         for method in METHODS.values():
             if not method.is_search:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import math
+import time
+
 import pytest
 from hypothesis import given, settings
 
@@ -122,6 +126,34 @@ def test_progress_of_a_search_is_told(method: str) -> None:
     )
     made = plan(regions_problem(4, 8), method=method, budget=budget)
     assert seen[-1] == (made.timeline.makespan_ns, made.lower_bound_ns)
+
+
+def test_attempts_alone_make_the_same_plan_whatever_the_clock_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = Budget.asked(None, 6, 0)
+    made = plan(layered(8, 2), budget=budget)
+    hours = itertools.count(step=3600)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(hours)))
+    again = plan(layered(8, 2), budget=budget)
+    assert again.schedule == made.schedule
+    assert again.problem == made.problem
+
+
+@pytest.mark.parametrize(
+    ("time_limit_s", "iterations", "wanted"),
+    [
+        (None, None, (5.0, math.inf)),
+        (2.0, None, (2.0, math.inf)),
+        (None, 7, (math.inf, 7)),
+        (2.0, 7, (2.0, 7)),
+    ],
+)
+def test_time_limit_and_attempts_as_asked(
+    time_limit_s: float | None, iterations: int | None, wanted: tuple[float, float]
+) -> None:
+    budget = Budget.asked(time_limit_s, iterations, 0)
+    assert (budget.time_limit_s, budget.iterations) == wanted
 
 
 def test_layers_are_placed_for_a_fixed_method() -> None:

@@ -7,6 +7,7 @@ each op, where the bound only knows the least (forward-backward improvement, Li 
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ def greedy_order(
     problem: Problem,
     *,
     time_limit_s: float = 1.0,
-    iterations: int = DEFAULT_ITERATIONS,
+    iterations: float = DEFAULT_ITERATIONS,
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
@@ -90,11 +91,12 @@ def greedy_order(
     enough_ns = scheduler.bounds.makespan_ns * (1 + gap)
     search = _Search(scheduler, random.Random(seed))
     told_ns = 0
-    for _ in range(iterations - 1):
+    for num_tried in itertools.count(1):
         if search.best_ns != told_ns:
             told_ns = search.best_ns
             on_progress(told_ns, scheduler.bounds.makespan_ns)
-        if search.best_ns <= enough_ns or time.monotonic() > deadline:
+        is_enough = num_tried >= iterations or search.best_ns <= enough_ns
+        if is_enough or time.monotonic() > deadline:
             break
         search.step()
     return scheduler.order(search.best.state)

@@ -38,7 +38,7 @@ def improved(
     known: Order,
     *,
     time_limit_s: float,
-    iterations: int,
+    iterations: float,
     seed: int = 0,
     enough_ns: float = 0.0,
 ) -> Order:
@@ -71,13 +71,13 @@ def _ops(order: Order) -> Iterator[Op]:
     return (op for ops in order.schedule.ranks for op in ops)
 
 
-def _climb(jobs: Jobs, run: Run, num_steps: int, enough_ns: int, deadline: float) -> Run:
+def _climb(jobs: Jobs, run: Run, num_steps: float, enough_ns: int, deadline: float) -> Run:
     """Steps until the deadline, in Python first and as machine code where that pays."""
     machine_code = None
     while num_steps > 0 and time.monotonic() < deadline:
         if run.numbers[BEST_NS] <= enough_ns:
             break
-        size = min(num_steps, _MANY_STEPS if machine_code else _STEPS_AT_ONCE)
+        size = int(min(num_steps, _MANY_STEPS if machine_code else _STEPS_AT_ONCE))
         if machine_code is None:
             machine_code = _CLIMB.machine_code(python_s=size * _PYTHON_S * len(jobs.row))
             if machine_code:
