@@ -55,6 +55,7 @@ def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> No
     lines = crosspipe("plan", problem_file, "--pieces", "2, 1,2", "-o", "plan.json").splitlines()
     assert any("as given in 2 " in line for line in lines)
     assert lines[-2] == "the shortest has microbatches in 2 pieces"
+    assert "(proven optimal for 2 pieces)" in lines[-1]
     assert json.loads(Path("plan.json").read_text())["problem"]["num_microbatches"] == 12
 
 
@@ -88,12 +89,28 @@ def test_compare_lists_methods_by_makespan(crosspipe: Command, problem_file: str
     )
 
 
-def test_compare_takes_each_methods_own_placement(crosspipe: Command) -> None:
+@pytest.fixture
+def layers_file(tmp_path: Path) -> str:
     layer = {"forward_us": 1, "backward_input_us": 1, "backward_weight_us": 1}
     content = {"num_microbatches": 4, "ranks": [{}, {}], "layers": [layer] * 4}
-    Path("layers.json").write_text(json.dumps(content))
-    lines = crosspipe("compare", "layers.json", "--methods", "1f1b,zb-v,zb-v").splitlines()
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_compare_takes_each_methods_own_placement(crosspipe: Command, layers_file: str) -> None:
+    lines = crosspipe("compare", layers_file, "--methods", "1f1b,zb-v,zb-v").splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["zb-v", "wave"], ["1f1b", "one_per_rank"]]
+
+
+def test_a_bound_is_for_the_placement_that_was_chosen(
+    crosspipe: Command, layers_file: str, problem_file: str
+) -> None:
+    arguments = ("--method", "zb-h2")
+    assert "(proven optimal for its placement)" in crosspipe("plan", layers_file, *arguments)
+    in_pieces = crosspipe("plan", layers_file, *arguments, "--pieces", "1,2")
+    assert "(proven optimal for its placement in 2 pieces)" in in_pieces
+    assert "(proven optimal)" in crosspipe("plan", problem_file)
 
 
 def test_compare_without_a_plan(crosspipe: Command, problem_file: str) -> None:
