@@ -154,6 +154,7 @@ def _planned(
     """The best plan; prints what was tried."""
     from rich.console import Console
 
+    from crosspipe_ray.planners.comparison import with_shared_bounds
     from crosspipe_ray.planners.pieces import plan_in_pieces
     from crosspipe_ray.planners.portfolio import Attempt
     from crosspipe_ray.report.console import attempts_table, planning_line
@@ -169,7 +170,7 @@ def _planned(
         )
     console = console_of_stdout()
     if len(attempts) > 1:
-        console.print(attempts_table(attempts))
+        console.print(attempts_table(with_shared_bounds(attempts)))
     in_pieces = f"{number} piece{'s' * (number > 1)}" if len(pieces) > 1 else ""
     if in_pieces:
         console.print(f"the shortest has microbatches in {in_pieces}", highlight=False)

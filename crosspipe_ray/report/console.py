@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.comparison import with_shared_bounds
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.planners.progress import OnProgress
 from crosspipe_ray.timeline import Timeline
@@ -59,7 +60,7 @@ class RunConsole:
 
     def attempts(self, attempts: Sequence[Attempt]) -> None:
         """What came of each method, the best first; the summary has every placement."""
-        ordered = sorted(attempts, key=lambda attempt: attempt.makespan_ns)
+        ordered = sorted(with_shared_bounds(attempts), key=lambda attempt: attempt.makespan_ns)
         best = {attempt.method: attempt for attempt in reversed(ordered)}
         self._console.print(attempts_table(list(best.values())))
 

@@ -51,6 +51,16 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert lines[1].split()[0] == lines[-1].split(":")[0]
 
 
+def test_what_one_method_proves_holds_for_all_rows(crosspipe: Command) -> None:
+    sizes = ("--ranks", "2", "--num-microbatches", "4", "--placement", "wave", "--memory", "1")
+    links = ("--latency-ratio", "1", "--bandwidth-ratio", "0.5")
+    crosspipe("problem", *sizes, *links, "-o", "wave.json")
+    *rows, verdict = crosspipe("plan", "wave.json").splitlines()
+    shortest = [row for row in rows if "20.50 ms" in row]
+    assert len(shortest) > 1
+    assert {"proven" in row for row in shortest} == {"proven" in verdict}
+
+
 def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:
     lines = crosspipe("plan", problem_file, "--pieces", "2, 1,2", "-o", "plan.json").splitlines()
     assert any("as given in 2 " in line for line in lines)
