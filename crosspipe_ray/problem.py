@@ -13,7 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.codec import CodecKind, encoded_bytes
@@ -26,6 +34,18 @@ Time = Annotated[float, Field(ge=0, le=1e10)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
 Rate = Annotated[float, Field(ge=1)]
 MOST_MICROBATCHES = 1_000_000
+
+
+def _rank_or_cluster(raw: object, validated: ValidatorFunctionWrapHandler) -> int | str:
+    """One message, where pydantic has one per type and names the type as if it were a field."""
+    try:
+        end: int | str = validated(raw)
+        return end
+    except ValidationError:
+        raise ValueError("must be the number of a rank or the name of a cluster") from None
+
+
+End = Annotated[int | str, WrapValidator(_rank_or_cluster)]
 
 
 class Record(BaseModel):
@@ -117,8 +137,8 @@ class Codec(Record):
 class Link(Record):
     """A directed link between two ranks, or between all pairs of two clusters."""
 
-    src: int | str
-    dst: int | str
+    src: End
+    dst: End
     latency_us: Time = 0.0
     bandwidth_bytes_per_s: Rate | None = Field(
         None, description="default: messages do not occupy the channel"
@@ -221,6 +241,15 @@ class Problem(Record):
                     raise ValueError(
                         f"links.{index}: no rank {end}; ranks are 0 to {len(self.ranks) - 1}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _links_are_given_once(self) -> Problem:
+        known: set[tuple[int | str, int | str]] = set()
+        for index, link in enumerate(self.links):
+            if (link.src, link.dst) in known:
+                raise ValueError(f"links.{index}: {link.src}->{link.dst} is given twice")
+            known.add((link.src, link.dst))
         return self
 
     @cached_property
