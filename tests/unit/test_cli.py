@@ -234,6 +234,23 @@ def test_an_edited_plan_is_refused(
     assert "rank 3:" in message, "the grid is shown"
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "empty; give each rank a row, and each op a cell"),
+        ("0F0,0I0\n", "the schedule has 1 ranks, the problem 4"),
+        ("0I0\n1F0\n2F0\n3F0\n", "rank 0, op 0I0 (position 0): backward comes after forward"),
+        ("0F0\n1G0\n2F0\n3F0\n", "rank 1, cell 0: "),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_named(
+    crosspipe: Command, problem_file: str, content: str, reason: str
+) -> None:
+    Path("mine.csv").write_text(content)
+    code, message = crosspipe.fails("simulate", problem_file, "--schedule", "mine.csv")
+    assert (code, message.startswith(f"error: mine.csv: {reason}")) == (2, True)
+
+
 def test_a_rehearsal_needs_a_good_plan_before_anything_starts(
     crosspipe: Command, plan_file: str
 ) -> None:
