@@ -122,13 +122,14 @@ def attempt_row(attempt: Attempt, plan: Plan) -> tuple[str, ...]:
 
 
 def reasons(attempts: Sequence[Attempt]) -> list[str]:
-    """A line for each attempt that came to no plan."""
-    return [
+    """Why attempts came to no plan; a method that was tried twice has one line for one reason."""
+    lines = (
         f"{attempt.method} does not fit: "
         + str(attempt.error).removeprefix(f"{attempt.method} does not fit: ")
         for attempt in attempts
         if attempt.error
-    ]
+    )
+    return list(dict.fromkeys(lines))
 
 
 def rounded_up(share: float, num_digits: int) -> str:

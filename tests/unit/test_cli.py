@@ -147,6 +147,7 @@ def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
     edit(problem_file, links=[{"src": "us", "dst": "eu"} | samples])
     lines = crosspipe("plan", problem_file, "--quantile", "0.95", "-o", "plan.json").splitlines()
     assert lines[-1].startswith("over sampled links: p50 ")
+    assert sum(line.startswith("gpipe does not fit: ") for line in lines) == 1
     content = json.loads(Path("plan.json").read_text())
     assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
     crosspipe("show", "plan.json")
