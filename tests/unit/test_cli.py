@@ -164,6 +164,14 @@ def test_schemas_are_json(crosspipe: Command, name: str) -> None:
     assert json.loads(crosspipe("schema", name))["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("name", ["problem", "plan"])
+def test_schemas_say_what_every_field_means(crosspipe: Command, name: str) -> None:
+    schema = json.loads(crosspipe("schema", name))
+    for part in (schema, *schema["$defs"].values()):
+        for field, content in part["properties"].items():
+            assert content.get("description"), (part["title"], field)
+
+
 def test_every_placement_can_be_made(crosspipe: Command) -> None:
     for placement in ("one_per_rank", "wave", "loop", "region_wave", "region_loop"):
         options = ["--ranks", "4", "--num-microbatches", "4", "--placement", placement]
