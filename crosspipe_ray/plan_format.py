@@ -47,8 +47,8 @@ class PlanHeader(Record):
     version: Literal[1] = Field(1, description="of the file format")
     method: str = Field(description="that found the order")
     status: Status = Field(
-        description="proven optimal for its placement, a gap to the bound left, or the same "
-        "because the time was up"
+        description="proven optimal for its placement; else a gap to the bound is left, "
+        "with time_limit because the clock ended the search"
     )
     seed: int = Field(0, description="of the search")
     makespan_us: Moment = Field(description="to the end of the last op or reduction")
