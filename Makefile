@@ -24,7 +24,7 @@ lint: .venv/dev.stamp  ## check style and format
 typecheck: .venv/dev.stamp  ## check types
 	$(BIN)/mypy
 
-bench: .venv/test.stamp  ## measure the numbers that the documentation quotes (ten minutes, nothing else running)
+bench: .venv/test.stamp  ## measure the clock, the engine and rehearsals, as in docs/figures.md (ten minutes, nothing else running)
 	@for name in simulator engine_overhead rehearsal_accuracy; do \
 		echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 

@@ -13,6 +13,14 @@ from pydantic import BaseModel, ValidationError
 from crosspipe_ray.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
+# What pydantic says in the words of Python, by the type of its error.
+_WORDS = {
+    "model_type": "input should have named fields",
+    "dict_type": "input should have named fields",
+    "tuple_type": "input should be a list",
+    "path_type": "input should be a path",
+    "too_short": "input should have a length of at least {min_length}",
+}
 
 
 def parse_model(model: type[Model], raw: object, *, source: str, error: type[InputError]) -> Model:
@@ -58,15 +66,17 @@ def first_problem(failure: ValidationError, model: type[BaseModel]) -> str:
     # A misspelt field is both unknown and missing; its nearest name says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = first["loc"]
-    where = ".".join(map(str, location)) or "whole file"
+    where = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown field{_nearest(str(location[-1]), _siblings(model, location))}"
     if first["type"] == "missing":
         return f"{where}: missing"
-    message = first["msg"].removeprefix("Value error, ")
+    words = _WORDS.get(first["type"], "").format(**first.get("ctx", {}))
+    message = words or first["msg"].removeprefix("Value error, ")
     shown = first.get("input")
     brief = f" (got {shown!r})" if isinstance(shown, str | int | float | bool) else ""
-    return f"{where}: {message[:1].lower()}{message[1:]}{brief}"
+    prefix = f"{where}: " if where else ""  # what a whole file breaks names its fields itself
+    return f"{prefix}{message[:1].lower()}{message[1:]}{brief}"
 
 
 def _nearest(wrong: str, known: Mapping[str, object]) -> str:

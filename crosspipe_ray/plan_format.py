@@ -20,52 +20,64 @@ PartNumber = Annotated[int, Field(ge=0, le=MAX_SUB_BLOCKS)]
 class SpanEntry(Record):
     """Something with a start and an end, as a collective."""
 
-    op: str
-    start_us: Moment
-    end_us: Moment
+    op: str = Field(description="stage, kind and microbatch, as 2F0, 2SEND_F0; 2UNSHARD has none")
+    start_us: Moment = Field(description="from the start of the step")
+    end_us: Moment = Field(description="likewise")
 
 
 class OpEntry(SpanEntry):
     """One op of a rank, or the parts [first, end) of k of one that is split."""
 
-    part: tuple[PartNumber, PartNumber, PartNumber] | None = None
+    part: tuple[PartNumber, PartNumber, PartNumber] | None = Field(
+        None, description="first, end and k; default: the whole op"
+    )
 
 
 class SendEntry(SpanEntry):
-    """One timed message."""
+    """One timed message, which occupies its channel from start to end."""
 
-    src: RankNumber
-    dst: RankNumber
-    arrive_us: Moment
+    src: RankNumber = Field(description="rank that sends")
+    dst: RankNumber = Field(description="rank that receives")
+    arrive_us: Moment = Field(description="the link's latency after the end")
 
 
 class PlanHeader(Record):
-    """The file, but for its ops and messages.
+    """The file, but for its ops and messages."""
 
-    ``collectives`` is one list for all ranks: an op names its stage, and so its rank.
-    """
-
-    version: Literal[1] = 1
-    method: str
-    status: Status
-    seed: int = 0
-    makespan_us: Moment
-    lower_bound_us: Moment
-    bubble_ratio: float
-    wall_s: float = Field(ge=0)
-    problem: Problem
-    problem_sha256: str
-    collectives: tuple[SpanEntry, ...] = ()
-    peak_message_bytes: tuple[int, ...] | None = None
-    p50_us: Moment | None = None
-    p95_us: Moment | None = None
+    version: Literal[1] = Field(1, description="of the file format")
+    method: str = Field(description="that found the order")
+    status: Status = Field(
+        description="proven optimal for its placement; else a gap to the bound is left, "
+        "with time_limit because the clock ended the search"
+    )
+    seed: int = Field(0, description="of the search")
+    makespan_us: Moment = Field(description="to the end of the last op or reduction")
+    lower_bound_us: Moment = Field(description="no order of the stages as placed is shorter")
+    bubble_ratio: float = Field(description="1 - work / (ranks x makespan)")
+    wall_s: float = Field(ge=0, description="that planning took")
+    problem: Problem = Field(description="complete, with the stages where layers were placed")
+    problem_sha256: str = Field(description="of the problem without its defaults")
+    collectives: tuple[SpanEntry, ...] = Field(
+        (),
+        description="data-parallel gathers and reductions of all ranks in one list: an op names "
+        "its stage, and so its rank",
+    )
+    peak_message_bytes: tuple[int, ...] | None = Field(
+        None, description="most that received inputs take on each rank while they wait"
+    )
+    p50_us: Moment | None = Field(
+        None, description="of the makespan over sampled latencies, where they were sampled"
+    )
+    p95_us: Moment | None = Field(None, description="likewise")
 
 
 class PlanFile(PlanHeader):
     """The file as JSON. As Parquet, ops and messages are rows, and the rest is the metadata."""
 
-    ranks: tuple[tuple[OpEntry, ...], ...]
-    sends: tuple[SendEntry, ...] = ()
+    ranks: tuple[tuple[OpEntry, ...], ...] = Field(description="ops of each rank, in order")
+    sends: tuple[SendEntry, ...] = Field(
+        (), description="timed messages; those of one channel in the order in which it serves them"
+    )
 
 
 def to_ns(microseconds: float) -> int:

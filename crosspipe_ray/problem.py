@@ -13,7 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from crosspipe_ray.carriers import MAX_STREAMS, Carrier, TransportName
 from crosspipe_ray.codec import CodecKind, encoded_bytes
@@ -28,6 +36,18 @@ Rate = Annotated[float, Field(ge=1)]
 MOST_MICROBATCHES = 1_000_000
 
 
+def _rank_or_cluster(raw: object, validated: ValidatorFunctionWrapHandler) -> int | str:
+    """One message, where pydantic has one per type and names the type as if it were a field."""
+    try:
+        end: int | str = validated(raw)
+        return end
+    except ValidationError:
+        raise ValueError("must be the number of a rank or the name of a cluster") from None
+
+
+End = Annotated[int | str, WrapValidator(_rank_or_cluster)]
+
+
 class Record(BaseModel):
     """A part of a file: frozen, and unknown fields are errors."""
 
@@ -37,7 +57,7 @@ class Record(BaseModel):
 class Rank(Record):
     """One stage actor: a device in a cluster that runs one op at a time."""
 
-    cluster: str = "default"
+    cluster: str = Field("default", description="where it is; links may name it")
     memory_limit_bytes: Bytes | None = Field(
         None, description="activations (and weights, where stages state them)"
     )
@@ -50,9 +70,9 @@ class Rank(Record):
 class Costs(Record):
     """What one microbatch costs in a stage or layer."""
 
-    forward_us: Time
-    backward_input_us: Time
-    backward_weight_us: Time
+    forward_us: Time = Field(description="of F")
+    backward_input_us: Time = Field(description="of I")
+    backward_weight_us: Time = Field(description="of W; B takes as long as I and W")
     activation_bytes: Bytes = Field(0, description="held from the start of F")
     freed_by_backward_input_bytes: Bytes = Field(
         0, description="given back when I ends; the rest when W ends"
@@ -80,7 +100,7 @@ class Costs(Record):
 class Stage(Costs):
     """A contiguous part of the model on one rank; stages stand in model order."""
 
-    rank: int = Field(ge=0)
+    rank: int = Field(ge=0, description="that runs it, counted from 0")
     fused_backward: bool | None = Field(
         None, description="B in place of I and W; default: the problem's"
     )
@@ -98,7 +118,7 @@ class Layer(Costs):
 class Codec(Record):
     """How the messages of a link are encoded: fewer bytes, other numerics (see `codec`)."""
 
-    kind: CodecKind
+    kind: CodecKind = Field(description="bf16 keeps two bytes per value, int8 one")
     element_bytes: Literal[2, 4] = Field(4, description="of a value before the codec")
     encode_bytes_per_s: Rate | None = Field(
         None,
@@ -117,9 +137,11 @@ class Codec(Record):
 class Link(Record):
     """A directed link between two ranks, or between all pairs of two clusters."""
 
-    src: int | str
-    dst: int | str
-    latency_us: Time = 0.0
+    src: End = Field(description="rank that sends, or its cluster")
+    dst: End = Field(description="rank that receives, or its cluster")
+    latency_us: Time = Field(
+        0.0, description="one way: from when a message has left the channel to its arrival"
+    )
     bandwidth_bytes_per_s: Rate | None = Field(
         None, description="default: messages do not occupy the channel"
     )
@@ -172,13 +194,23 @@ class Problem(Record):
     A problem with ``layers`` has no stages yet: `planners.placement` makes them.
     """
 
-    version: Literal[1] = 1
-    num_microbatches: int = Field(gt=0, le=MOST_MICROBATCHES)
-    ranks: tuple[Rank, ...] = Field(min_length=1)
-    stages: tuple[Stage, ...] = ()
-    links: tuple[Link, ...] = ()
-    fused_backward: bool = False
-    layers: tuple[Layer, ...] = ()
+    version: Literal[1] = Field(1, description="of the file format")
+    num_microbatches: int = Field(gt=0, le=MOST_MICROBATCHES, description="of one step")
+    ranks: tuple[Rank, ...] = Field(min_length=1, description="counted from 0")
+    stages: tuple[Stage, ...] = Field(
+        (), description="in model order; several may be on one rank, and every rank has one"
+    )
+    links: tuple[Link, ...] = Field(
+        (),
+        description="each one way; between two ranks it goes before one between their clusters, "
+        "and without either messages take no time",
+    )
+    fused_backward: bool = Field(
+        False, description="of stages that do not say: B in place of I and W"
+    )
+    layers: tuple[Layer, ...] = Field(
+        (), description="in place of stages, in model order; the planner makes stages of them"
+    )
     num_stages_per_rank: int | None = Field(
         None, gt=0, description="with layers: the placement's; default: searched"
     )
@@ -221,6 +253,15 @@ class Problem(Record):
                     raise ValueError(
                         f"links.{index}: no rank {end}; ranks are 0 to {len(self.ranks) - 1}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _links_are_given_once(self) -> Problem:
+        known: set[tuple[int | str, int | str]] = set()
+        for index, link in enumerate(self.links):
+            if (link.src, link.dst) in known:
+                raise ValueError(f"links.{index}: {link.src}->{link.dst} is given twice")
+            known.add((link.src, link.dst))
         return self
 
     @cached_property

@@ -25,6 +25,8 @@ def read_csv(path: Path) -> Schedule:
         raise ScheduleError(f"{path}: {error.strerror}") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise ScheduleError(f"{path}: not CSV: {error}") from None
+    if not rows:
+        raise ScheduleError(f"{path}: empty; give each rank a row, and each op a cell")
     return Schedule.of(
         [_parse_cell(path, row, column, cell) for column, cell in enumerate(cells) if cell.strip()]
         for row, cells in enumerate(rows)

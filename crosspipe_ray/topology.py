@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crosspipe_ray.errors import ProblemError
-
 if TYPE_CHECKING:
     from crosspipe_ray.problem import Link, Problem
 
@@ -67,11 +65,8 @@ def topology_of(problem: Problem, pairs: Iterable[tuple[int, int]] | None = None
     Args:
         problem: with links.
         pairs: of ranks that matter; default: all, which are many where ranks are many.
-
-    Raises:
-        ProblemError: two links of the same kind for one pair.
     """
-    links = _links_by_ends(problem)
+    links = {(link.src, link.dst): link for link in problem.links}
     clusters = [rank.cluster for rank in problem.ranks]
     channels: dict[str, int] = {}
     routes: dict[tuple[int, int], Route] = {}
@@ -92,16 +87,6 @@ def clusters_of(clusters: Sequence[str], src: int | str, dst: int | str) -> tupl
     """
     first, second = (end if isinstance(end, str) else clusters[end] for end in (src, dst))
     return first, second
-
-
-def _links_by_ends(problem: Problem) -> dict[tuple[int | str, int | str], Link]:
-    links: dict[tuple[int | str, int | str], Link] = {}
-    for link in problem.links:
-        ends = link.src, link.dst
-        if ends in links:
-            raise ProblemError(f"links: {link.src}->{link.dst} is given twice")
-        links[ends] = link
-    return links
 
 
 def _channel_name(link: Link, pair: tuple[int, int]) -> str:

@@ -155,6 +155,7 @@ def _planned(
     """The best plan; prints what was tried."""
     from rich.console import Console
 
+    from crosspipe_ray.planners.comparison import with_shared_bounds
     from crosspipe_ray.planners.pieces import plan_in_pieces
     from crosspipe_ray.planners.portfolio import Attempt
     from crosspipe_ray.report.console import attempts_table, planning_line
@@ -170,10 +171,12 @@ def _planned(
         )
     console = console_of_stdout()
     if len(attempts) > 1:
-        console.print(attempts_table(attempts))
-    if len(pieces) > 1:
-        console.print(f"the shortest has microbatches in {number} pieces", highlight=False)
-    _print_plan(console, chosen)
+        console.print(attempts_table(with_shared_bounds(attempts)))
+    in_pieces = f"{number} piece{'s' * (number > 1)}" if len(pieces) > 1 else ""
+    if in_pieces:
+        console.print(f"the shortest has microbatches in {in_pieces}", highlight=False)
+    of_what = " in ".join(filter(None, ["its placement" * bool(its_problem.layers), in_pieces]))
+    _print_plan(console, chosen, of_what)
     return chosen
 
 
@@ -203,11 +206,11 @@ def _print_methods() -> None:
     typer.echo(f"{AUTO:{width}} all of these that fit; the shortest wins")
 
 
-def _print_plan(console: Console, chosen: Plan) -> None:
+def _print_plan(console: Console, chosen: Plan, of_what: str) -> None:
     timeline = chosen.timeline
     console.print(
         f"{chosen.method}: makespan {timeline.makespan_ns / 1e6:.3f} ms, "
-        f"lower bound {chosen.lower_bound_ns / 1e6:.3f} ms ({_verdict(chosen)}), "
+        f"lower bound {chosen.lower_bound_ns / 1e6:.3f} ms ({_verdict(chosen, of_what)}), "
         f"bubble {timeline.bubble_ratio:.1%}, planned in {chosen.wall_s:.2f} s",
         highlight=False,
     )
@@ -220,11 +223,17 @@ def _print_plan(console: Console, chosen: Plan) -> None:
     print_codecs(console, chosen)
 
 
-def _verdict(chosen: Plan) -> str:
-    """How far from the bound, and why the search ended."""
+def _verdict(chosen: Plan, of_what: str) -> str:
+    """How far from the bound, and why the search ended.
+
+    Args:
+        chosen: the plan.
+        of_what: what the planner chose besides the order; the bound is for that choice alone.
+    """
     from crosspipe_ray.report.console import rounded_up
 
+    scope = f" for {of_what}" if of_what else ""
     if chosen.status == "proven":
-        return "proven optimal"
+        return f"proven optimal{scope}"
     is_cut_short = chosen.status == "time_limit"
-    return f"gap at most {rounded_up(chosen.gap, 2)}" + ", out of time" * is_cut_short
+    return f"gap at most {rounded_up(chosen.gap, 2)}{scope}" + ", out of time" * is_cut_short

@@ -158,6 +158,7 @@ def console_of_stdout() -> Console:
 
 
 def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
+    from crosspipe_ray.errors import ScheduleError
     from crosspipe_ray.plan import read_plan
     from crosspipe_ray.problem import read_problem
     from crosspipe_ray.rules import validate
@@ -168,8 +169,11 @@ def _timeline_of(file: Path, schedule: Path | None) -> tuple[Timeline, Problem]:
         chosen = read_plan(file)
         return chosen.timeline, chosen.problem
     its_problem, order = read_problem(file), read_csv(schedule)
-    validate(its_problem, order)
-    return run(its_problem, order), its_problem
+    try:
+        validate(its_problem, order)
+        return run(its_problem, order), its_problem
+    except ScheduleError as error:
+        raise ScheduleError(f"{schedule}: {error}", error.grid) from None
 
 
 def _print_ranks(console: Console, timeline: Timeline, its_problem: Problem) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from crosspipe_ray.errors import InfeasibleError, InputError
@@ -34,7 +34,16 @@ def compare(
     errors = [attempt.error for attempt in made if attempt.error]
     if len(errors) == len(made):
         raise next((error for error in errors if isinstance(error, InfeasibleError)), errors[0])
-    return sorted(_with_shared_bounds(made), key=lambda attempt: attempt.makespan_ns)
+    return sorted(with_shared_bounds(made), key=lambda attempt: attempt.makespan_ns)
+
+
+def with_shared_bounds(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The same attempts, each with the highest bound that any of them has for its placement."""
+    bounds = highest_bounds_ns(attempts)
+    return [
+        replace(each, plan=each.plan and each.plan.with_bound(bounds[each.plan.problem.sha256]))
+        for each in attempts
+    ]
 
 
 def highest_bounds_ns(attempts: Sequence[Attempt]) -> dict[str, int]:
@@ -54,12 +63,3 @@ def _attempt(problem: Problem, method: str, budget: Budget | None) -> Attempt:
         return Attempt(method, attempts[-1].placement if attempts else "-", None, error)
     best = min(attempts, key=lambda attempt: attempt.makespan_ns)
     return Attempt(method, best.placement, made)
-
-
-def _with_shared_bounds(attempts: Sequence[Attempt]) -> Iterator[Attempt]:
-    bounds = highest_bounds_ns(attempts)
-    for each in attempts:
-        if each.plan:
-            yield replace(each, plan=each.plan.with_bound(bounds[each.plan.problem.sha256]))
-        else:
-            yield each

@@ -1,4 +1,4 @@
-"""Times as people read them: three digits and a unit, and round ticks for an axis."""
+"""Times as people read them: four digits and a unit, and round ticks for an axis."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ _ROUND_STEPS = (1, 2, 5, 10)
 
 
 def format_ns(time_ns: int) -> str:
-    """A duration in its natural unit, to three digits.
+    """A duration in its natural unit, to four digits.
 
     >>> format_ns(1_234_567), format_ns(64_000_000), format_ns(12_345_678_900), format_ns(0)
-    ('1.23 ms', '64.0 ms', '12.3 s', '0 ns')
+    ('1.235 ms', '64.00 ms', '12.35 s', '0 ns')
     """
     unit, unit_ns = next((u for u in _UNITS if time_ns >= u[1]), _UNITS[-1])
-    value = time_ns / unit_ns
-    digits = 0 if unit_ns == 1 or value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+    num_decimals = 0 if unit_ns == 1 else max(0, 4 - len(str(time_ns // unit_ns)))
+    return f"{time_ns / unit_ns:.{num_decimals}f} {unit}"
 
 
 def ticks(end_ns: int, *, max_ticks: int = 12) -> Iterator[tuple[int, str]]:

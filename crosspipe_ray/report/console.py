@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.comparison import with_shared_bounds
 from crosspipe_ray.planners.portfolio import Attempt
 from crosspipe_ray.planners.progress import OnProgress
 from crosspipe_ray.timeline import Timeline
@@ -59,7 +60,7 @@ class RunConsole:
 
     def attempts(self, attempts: Sequence[Attempt]) -> None:
         """What came of each method, the best first; the summary has every placement."""
-        ordered = sorted(attempts, key=lambda attempt: attempt.makespan_ns)
+        ordered = sorted(with_shared_bounds(attempts), key=lambda attempt: attempt.makespan_ns)
         best = {attempt.method: attempt for attempt in reversed(ordered)}
         self._console.print(attempts_table(list(best.values())))
 
@@ -121,13 +122,14 @@ def attempt_row(attempt: Attempt, plan: Plan) -> tuple[str, ...]:
 
 
 def reasons(attempts: Sequence[Attempt]) -> list[str]:
-    """A line for each attempt that came to no plan."""
-    return [
+    """Why attempts came to no plan; a method that was tried twice has one line for one reason."""
+    lines = (
         f"{attempt.method} does not fit: "
         + str(attempt.error).removeprefix(f"{attempt.method} does not fit: ")
         for attempt in attempts
         if attempt.error
-    ]
+    )
+    return list(dict.fromkeys(lines))
 
 
 def rounded_up(share: float, num_digits: int) -> str:

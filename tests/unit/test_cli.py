@@ -51,10 +51,21 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert lines[1].split()[0] == lines[-1].split(":")[0]
 
 
+def test_what_one_method_proves_holds_for_all_rows(crosspipe: Command) -> None:
+    sizes = ("--ranks", "2", "--num-microbatches", "4", "--placement", "wave", "--memory", "1")
+    links = ("--latency-ratio", "1", "--bandwidth-ratio", "0.5")
+    crosspipe("problem", *sizes, *links, "-o", "wave.json")
+    *rows, verdict = crosspipe("plan", "wave.json").splitlines()
+    shortest = [row for row in rows if "20.50 ms" in row]
+    assert len(shortest) > 1
+    assert {"proven" in row for row in shortest} == {"proven" in verdict}
+
+
 def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:
     lines = crosspipe("plan", problem_file, "--pieces", "2, 1,2", "-o", "plan.json").splitlines()
     assert any("as given in 2 " in line for line in lines)
     assert lines[-2] == "the shortest has microbatches in 2 pieces"
+    assert "(proven optimal for 2 pieces)" in lines[-1]
     assert json.loads(Path("plan.json").read_text())["problem"]["num_microbatches"] == 12
 
 
@@ -88,12 +99,28 @@ def test_compare_lists_methods_by_makespan(crosspipe: Command, problem_file: str
     )
 
 
-def test_compare_takes_each_methods_own_placement(crosspipe: Command) -> None:
+@pytest.fixture
+def layers_file(tmp_path: Path) -> str:
     layer = {"forward_us": 1, "backward_input_us": 1, "backward_weight_us": 1}
     content = {"num_microbatches": 4, "ranks": [{}, {}], "layers": [layer] * 4}
-    Path("layers.json").write_text(json.dumps(content))
-    lines = crosspipe("compare", "layers.json", "--methods", "1f1b,zb-v,zb-v").splitlines()
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_compare_takes_each_methods_own_placement(crosspipe: Command, layers_file: str) -> None:
+    lines = crosspipe("compare", layers_file, "--methods", "1f1b,zb-v,zb-v").splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["zb-v", "wave"], ["1f1b", "one_per_rank"]]
+
+
+def test_a_bound_is_for_the_placement_that_was_chosen(
+    crosspipe: Command, layers_file: str, problem_file: str
+) -> None:
+    arguments = ("--method", "zb-h2")
+    assert "(proven optimal for its placement)" in crosspipe("plan", layers_file, *arguments)
+    in_pieces = crosspipe("plan", layers_file, *arguments, "--pieces", "1,2")
+    assert "(proven optimal for its placement in 2 pieces)" in in_pieces
+    assert "(proven optimal)" in crosspipe("plan", problem_file)
 
 
 def test_compare_without_a_plan(crosspipe: Command, problem_file: str) -> None:
@@ -120,6 +147,7 @@ def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
     edit(problem_file, links=[{"src": "us", "dst": "eu"} | samples])
     lines = crosspipe("plan", problem_file, "--quantile", "0.95", "-o", "plan.json").splitlines()
     assert lines[-1].startswith("over sampled links: p50 ")
+    assert sum(line.startswith("gpipe does not fit: ") for line in lines) == 1
     content = json.loads(Path("plan.json").read_text())
     assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
     crosspipe("show", "plan.json")
@@ -134,6 +162,14 @@ def test_list_methods(crosspipe: Command) -> None:
 @pytest.mark.parametrize("name", ["problem", "plan", "config"])
 def test_schemas_are_json(crosspipe: Command, name: str) -> None:
     assert json.loads(crosspipe("schema", name))["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("name", ["problem", "plan"])
+def test_schemas_say_what_every_field_means(crosspipe: Command, name: str) -> None:
+    schema = json.loads(crosspipe("schema", name))
+    for part in (schema, *schema["$defs"].values()):
+        for field, content in part["properties"].items():
+            assert content.get("description"), (part["title"], field)
 
 
 def test_every_placement_can_be_made(crosspipe: Command) -> None:
@@ -205,6 +241,23 @@ def test_an_edited_plan_is_refused(
     assert code == 2
     assert reason in message
     assert "rank 3:" in message, "the grid is shown"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "empty; give each rank a row, and each op a cell"),
+        ("0F0,0I0\n", "the schedule has 1 ranks, the problem 4"),
+        ("0I0\n1F0\n2F0\n3F0\n", "rank 0, op 0I0 (position 0): backward comes after forward"),
+        ("0F0\n1G0\n2F0\n3F0\n", "rank 1, cell 0: "),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_named(
+    crosspipe: Command, problem_file: str, content: str, reason: str
+) -> None:
+    Path("mine.csv").write_text(content)
+    code, message = crosspipe.fails("simulate", problem_file, "--schedule", "mine.csv")
+    assert (code, message.startswith(f"error: mine.csv: {reason}")) == (2, True)
 
 
 def test_a_rehearsal_needs_a_good_plan_before_anything_starts(

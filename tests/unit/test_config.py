@@ -122,7 +122,7 @@ def test_override_that_is_no_yaml(path: Path) -> None:
         ("training.batch_size=9", "batch_size 9 is not divisible by num_microbatches 4"),
         ("planner.pieces=[1, 3]", "a microbatch of 2 sequences (training.batch_size / num_mic"),
         ("planner.pieces=[0]", "planner.pieces.0: input should be greater than 0"),
-        ("planner.pieces=[]", "planner.pieces: tuple should have at least 1 item"),
+        ("planner.pieces=[]", "planner.pieces: input should have a length of at least 1"),
         ("cluster.links=[{src: us, dst: mars}]", "link us->mars: no region 'mars'; there are"),
         (
             "cluster.links=[{src: us, dst: eu, latency_us: -1}]",

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model, read_json
@@ -16,8 +16,15 @@ class Leaf(BaseModel):
 class Tree(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
-    leaves: tuple[Leaf, ...] = ()
+    leaves: tuple[Leaf, ...] = Field((), min_length=1)
     best: Leaf | None = None
+    folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _is_alive(self) -> "Tree":
+        if self.name == "elm":
+            raise ValueError("name: elms are dead")
+        return self
 
 
 def complaint(raw: Any) -> str:
@@ -44,7 +51,7 @@ def test_right_data_becomes_the_model() -> None:
             {"name": "oak", "best": {"widht_us": 1}},
             "best.widht_us: unknown field; did you mean 'width_us'?",
         ),
-        ({"name": "oak", "zzz": 1}, "zzz: unknown field; known are name, leaves, best"),
+        ({"name": "oak", "zzz": 1}, "zzz: unknown field; known are name, leaves, best, folder"),
         ({}, "name: missing"),
         (
             {"name": "oak", "best": {"width_us": -1}},
@@ -56,8 +63,19 @@ def test_first_wrong_field_is_named(raw: Any, message: str) -> None:
     assert complaint(raw) == f"tree.yaml: {message}"
 
 
-def test_data_of_another_shape() -> None:
-    assert complaint([1]).startswith("tree.yaml: whole file: ")
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([1], "input should have named fields"),
+        ({"name": "oak", "best": 3}, "best: input should have named fields (got 3)"),
+        ({"name": "oak", "leaves": 3}, "leaves: input should be a list (got 3)"),
+        ({"name": "oak", "leaves": []}, "leaves: input should have a length of at least 1"),
+        ({"name": "oak", "folder": 3}, "folder: input should be a path (got 3)"),
+        ({"name": "elm"}, "name: elms are dead"),
+    ],
+)
+def test_data_of_another_shape(raw: Any, message: str) -> None:
+    assert complaint(raw) == f"tree.yaml: {message}"
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
 
-from crosspipe_ray.report.console import planning_line
+from crosspipe_ray.planners.portfolio import Attempt, plan
+from crosspipe_ray.report.console import RunConsole, planning_line
+from tests.unit.builders import make_problem
 
 
 def shown(*, is_terminal: bool) -> str:
@@ -18,3 +21,12 @@ def test_a_terminal_sees_what_planning_has_come_to() -> None:
 
 def test_a_log_does_not() -> None:
     assert shown(is_terminal=False).strip() == ""
+
+
+def test_what_one_method_proves_holds_for_the_others() -> None:
+    proven = plan(make_problem((0, 1), 4), method="greedy")
+    looser = replace(proven, method="zb-h2", lower_bound_ns=1, status="gap")
+    written = StringIO()
+    attempts = [Attempt(made.method, "as given", made) for made in (proven, looser)]
+    RunConsole(Console(file=written, width=120)).attempts(attempts)
+    assert written.getvalue().count("proven") == 2

@@ -53,7 +53,7 @@ def test_one_block_per_op_with_its_microbatch() -> None:
 def test_tooltip_names_op_start_and_duration() -> None:
     svg = timeline_svg([("planned", tiny())])
     titles = [block.findtext(f"{SVG}title") for block in blocks(svg)]
-    assert titles[1] == "0F1: 4.00 ms + 1.00 ms"
+    assert titles[1] == "0F1: 4.000 ms + 1.000 ms"
 
 
 def test_panels_share_one_time_axis() -> None:
@@ -73,9 +73,9 @@ def test_every_panel_marks_its_makespan_and_bubble() -> None:
     assert len(elements(svg, "line", "makespan")) == 2
     assert texts(svg, "name") == [
         "plannedbubble 60.9 %",
-        "11.5 ms",
+        "11.50 ms",
         "measuredbubble 60.9 %",
-        "23.0 ms",
+        "23.00 ms",
     ]
 
 

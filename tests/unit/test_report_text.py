@@ -31,7 +31,7 @@ def test_grid_of_a_small_schedule() -> None:
         "----------------------------------------",
         "rank 1 eu |....F0--I0--W0--F1--I1--W1--|",
         "           0                   5 ms",
-        "makespan 7.00 ms, bubble 14.3%",
+        "makespan 7.000 ms, bubble 14.3%",
     ]
 
 

@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.topology import Topology, topology_of
 from tests.unit.builders import problem_data
@@ -60,12 +59,6 @@ def test_link_between_ranks_goes_before_their_clusters(turn: int) -> None:
     routes = resolve(*links[::turn]).routes
     assert routes[1, 2].latency_ns == 1000
     assert routes[0, 2].latency_ns == 5000
-
-
-@pytest.mark.parametrize(("src", "dst"), [(1, 2), ("us", "eu"), ("us", "us")])
-def test_link_given_twice(src: int | str, dst: int | str) -> None:
-    with pytest.raises(ProblemError, match=f"{src}->{dst} is given twice"):
-        resolve({"src": src, "dst": dst}, {"src": src, "dst": dst})
 
 
 def occupancy_ns(num_bytes: int, **fields: Any) -> int:
