@@ -34,6 +34,16 @@ def test_memory_is_not_filled_with_the_longest_forwards_alone() -> None:
     assert 283 <= bound_us(problem) <= solution.makespan_ns / 1000  # 276 with four
 
 
+def test_idle_times_of_both_ends_add_up() -> None:
+    # Rank 1 waits with three pairs of F held, and again at the end with work of three pairs left.
+    links = [link(0, 1, 10, 0), link(1, 0, 10, 0)]
+    data = make_problem((0, 1, 1, 0), 6, links=links).model_dump()
+    data["ranks"][1]["memory_limit_bytes"] = 6
+    problem = Problem.model_validate(data)
+    solution = solve(problem, known=greedy_order(problem), time_limit_s=60.0, workers=1)
+    assert bound_us(problem) == solution.makespan_ns / 1000 == 89
+
+
 def test_no_limit_no_bound() -> None:
     assert bound_us(make_problem((0, 1, 1, 0), 4)) == 0
 

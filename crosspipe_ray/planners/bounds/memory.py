@@ -7,12 +7,14 @@ most the limit and what k - 1 microbatches gave back, and all other work comes a
 stage comes after F of the earlier ones, a rank cannot fill its memory with its longest F's alone.
 
 The mirror image holds for the end of the step: time runs backwards, W opens a microbatch and F
-closes it.
+closes it. What a rank cannot do within a time from the start, nor within one from the end, it does
+in between: so the idle times of both ends add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,19 @@ from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.relaxation import Times
 from crosspipe_ray.problem import Problem
 
-_NUM_TAILS = 8  # for which the rest of the step is tried
+_NUM_WINDOWS = 8  # of the other end, with which each window is tried
+
+
+class _Windows(NamedTuple):
+    """Times from one end of the step, and the most work that a rank can do within each."""
+
+    lengths: Times
+    most: Times
+
+    def most_idle(self, number: int) -> _Windows:
+        """The windows in which the rank is idle the longest."""
+        chosen = np.argsort(self.most - self.lengths, kind="stable")[:number]
+        return _Windows(self.lengths[chosen], self.most[chosen])
 
 
 def memory_bound(
@@ -43,8 +57,24 @@ def memory_bound(
             chosen = list(stages)
             taken = np.array([costs[stage].activation_bytes for stage in stages])
             kept = taken - [_freed_early(problem, costs, stage) for stage in stages]
-            own = heads[chosen], durations[chosen], tails[chosen]
-            bound = max(bound, _ahead(*own, taken, taken, limit), _behind(*own, kept, taken, limit))
+            work = durations[chosen]
+            first = _ahead(heads[chosen], work, taken, limit)
+            last = _behind(tails[chosen], work, kept, taken, limit)
+            bound = max(bound, _least(int(work.sum()) * problem.num_microbatches, first, last))
+    return bound
+
+
+def _least(total: int, first: _Windows, last: _Windows) -> int:
+    """Least time for all work of a rank, by a window at each end.
+
+    What cannot be done within either is done between them: they do not overlap.
+    """
+    bound = 0
+    for one, other in ((first, last), (last, first)):
+        few = other.most_idle(_NUM_WINDOWS)
+        between = total - one.most[:, None] - few.most
+        lengths = one.lengths[:, None] + few.lengths
+        bound = max(bound, int((between + lengths)[between > 0].max(initial=0)))
     return bound
 
 
@@ -53,18 +83,15 @@ def _freed_early(problem: Problem, costs: Sequence[StageCosts], stage: int) -> i
     return cost.activation_bytes if problem.is_fused(stage) else cost.freed_by_input_bytes
 
 
-def _ahead(
-    heads: Times, work: Times, tails: Times, taken: Times, released: Times, limit: int
-) -> int:
+def _ahead(heads: Times, work: Times, taken: Times, limit: int) -> _Windows:
     """F opens, I (with its W) closes."""
     options = list(zip(np.cumsum(taken), np.cumsum(work[:, Kind.F]), strict=True))
     closing_work = work[:, Kind.I] + work[:, Kind.W]
-    return _load(heads[:, Kind.I], options, closing_work, tails, work, released, limit)
+    by_memory = _full(heads[:, Kind.I], options, closing_work, taken, limit)
+    return _joined(by_memory, _waiting(heads, work))
 
 
-def _behind(
-    heads: Times, work: Times, tails: Times, taken: Times, released: Times, limit: int
-) -> int:
+def _behind(tails: Times, work: Times, kept: Times, taken: Times, limit: int) -> _Windows:
     """Backwards in time, W (with its I) opens, F closes.
 
     An I of a later stage comes with those of the earlier ones, as they are still to come; a W may
@@ -73,24 +100,23 @@ def _behind(
     both = work[:, Kind.I] + work[:, Kind.W]
     options = []
     for first in range(len(work) + 1):
-        num_bytes, done = int(taken[:first].sum()), int(both[:first].sum())
+        num_bytes, done = int(kept[:first].sum()), int(both[:first].sum())
         options.append((num_bytes, done))
-        for stage in sorted(range(first, len(work)), key=lambda s: taken[s] / max(1, work[s, 2])):
-            num_bytes, done = num_bytes + int(taken[stage]), done + int(work[stage, Kind.W])
+        for stage in sorted(range(first, len(work)), key=lambda s: kept[s] / max(1, work[s, 2])):
+            num_bytes, done = num_bytes + int(kept[stage]), done + int(work[stage, Kind.W])
             options.append((num_bytes, done))
-    return _load(tails[:, Kind.F], options, work[:, Kind.F], heads, work, released, limit)
+    by_memory = _full(tails[:, Kind.F], options, work[:, Kind.F], taken, limit)
+    return _joined(by_memory, _waiting(tails, work))
 
 
-def _load(
+def _full(
     closing_heads: Times,
     options: Sequence[tuple[int, int]],
     closing_work: Times,
-    tails: Times,
-    work: Times,
     released: Times,
     limit: int,
-) -> int:
-    """Largest of h + work that cannot be before h + rest, over h and rest.
+) -> _Windows:
+    """Windows until something closes, in which memory is full.
 
     Options are what may have been opened of a microbatch: bytes that it holds, and work.
     """
@@ -98,14 +124,19 @@ def _load(
     closed = np.arange(len(ordered), dtype=np.int64)
     capacity = limit + closed * int(released.max())
     early = _most_work(options, capacity, closing_heads.shape[1])
-    early += closed * int(closing_work.max())
-    all_work = np.broadcast_to(work[:, :, None], tails.shape)
-    bound = 0
-    for rest in np.unique(np.append(0, tails.min(axis=2)))[:_NUM_TAILS]:
-        late = int(all_work[tails >= rest].sum()) - early
-        if (late > 0).any():
-            bound = max(bound, int((ordered + late)[late > 0].max()) + int(rest))
-    return bound
+    return _Windows(ordered, early + closed * int(closing_work.max()))
+
+
+def _waiting(heads: Times, work: Times) -> _Windows:
+    """Windows until a row of ops may start; none of an op whose head is not within it is done."""
+    lengths = np.unique(np.append(0, heads.min(axis=2)))[:_NUM_WINDOWS]
+    all_work = np.broadcast_to(work[:, :, None], heads.shape)
+    most = [int(all_work[heads < length].sum()) for length in lengths]
+    return _Windows(lengths, np.array(most, dtype=np.int64))
+
+
+def _joined(some: _Windows, others: _Windows) -> _Windows:
+    return _Windows(*(np.concatenate(pair) for pair in zip(some, others, strict=True)))
 
 
 def _most_work(options: Sequence[tuple[int, int]], capacity: Times, num_microbatches: int) -> Times:
