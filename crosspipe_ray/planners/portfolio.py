@@ -110,8 +110,10 @@ def _try_all(places: list[Place], clock: Clock) -> Iterator[Attempt]:
     if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
         yield from _try_large(places[0], clock)
         return
+    rules_s = _RULE_S * sum(place.num_ops for place in places)
+    has_time = rules_s < _LOOK_SHARE * clock.budget.time_limit_s
     for place in places:
-        yield from _try_fixed(place, clock)
+        yield from _try_fixed(place, clock, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
         is_small = places[0].num_ops <= _MOST_EASY_OPS
         yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.2))

@@ -137,6 +137,16 @@ def test_every_pattern_is_tried_on_layers() -> None:
     assert tried >= {"one_per_rank", "wave", "loop", "loop x3", "loop x4"}
 
 
+@pytest.mark.parametrize(("time_limit_s", "is_tried"), [(0.001, False), (60.0, True)])
+def test_rules_are_tried_on_layers_where_there_is_time(time_limit_s: float, is_tried: bool) -> None:
+    attempts: list[Attempt] = []
+    budget = Budget(iterations=1, time_limit_s=time_limit_s)
+    plan(layered(8, 2), budget=budget, on_attempt=attempts.append)
+    tried = {attempt.method for attempt in attempts}
+    assert ("crosspipe-greedy" in tried) is is_tried
+    assert {"1f1b", "zb-v", "interleaved", "greedy"} <= tried
+
+
 def test_single_search_tries_uneven_layers_too() -> None:
     attempts: list[Attempt] = []
     problem = layered(20, 2, ranks=[{"memory_limit_bytes": 20}] * 2)
