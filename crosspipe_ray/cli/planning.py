@@ -126,9 +126,10 @@ def plan(
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
     from crosspipe_ray.planners.greedy.search import DEFAULT_ITERATIONS
+    from crosspipe_ray.planners.pieces import makespan_ns
     from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
-    from crosspipe_ray.planners.robust import robust_plan
+    from crosspipe_ray.planners.robust import quantile_ns, robust_plan
     from crosspipe_ray.problem import read_problem
 
     if list_methods:
@@ -141,15 +142,22 @@ def plan(
     numbers = _numbers(pieces, its_problem)
     if output:
         check_can_hold(output, max(numbers) * its_problem.least_num_ops)
-    make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
+    make, cost = make_plan, makespan_ns
+    if quantile is not None:
+        make = partial(robust_plan, quantile=quantile)
+        cost = partial(quantile_ns, quantile=quantile, seed=seed)
     budget = Budget(time_limit, iterations or DEFAULT_ITERATIONS, seed, workers=workers)
-    chosen = _planned(its_problem, numbers, partial(make, method=method), budget)
+    chosen = _planned(its_problem, numbers, partial(make, method=method), budget, cost)
     if output:
         write_plan(chosen, output)
 
 
 def _planned(
-    its_problem: Problem, pieces: Sequence[int], make: Callable[..., Plan], budget: Budget
+    its_problem: Problem,
+    pieces: Sequence[int],
+    make: Callable[..., Plan],
+    budget: Budget,
+    cost: Callable[[Plan], float],
 ) -> Plan:
     """The best plan; prints what was tried."""
     from rich.console import Console
@@ -166,12 +174,13 @@ def _planned(
             make=make,
             budget=replace(budget, on_progress=show_progress),
             on_attempt=attempts.append,
+            cost=cost,
         )
     console = console_of_stdout()
     if len(attempts) > 1:
         console.print(attempts_table(attempts))
     if len(pieces) > 1:
-        console.print(f"the shortest has microbatches in {number} pieces", highlight=False)
+        console.print(f"the best has microbatches in {number} pieces", highlight=False)
     _print_plan(console, chosen)
     return chosen
 

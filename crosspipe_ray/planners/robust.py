@@ -79,6 +79,12 @@ def robust_plan(
     return replace(best, wall_s=time.monotonic() - started)
 
 
+def quantile_ns(made: Plan, *, quantile: float, seed: int = 0) -> int:
+    """That quantile of a plan's makespan over the steps that `robust_plan` samples."""
+    latencies = draw(made.problem, num_samples=DEFAULT_NUM_SAMPLES, seed=seed)
+    return int(_quantile(makespans_ns(made, latencies), quantile))
+
+
 def draw(problem: Problem, *, num_samples: int, seed: int) -> Latencies:
     """Latencies of the links in sampled steps, in nanoseconds, by the link's two ends."""
     rng = np.random.default_rng(seed)
