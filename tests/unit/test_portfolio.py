@@ -189,9 +189,29 @@ def test_stages_per_rank_may_be_given() -> None:
     assert made.problem.rank_of_stage in ((0, 1, 0, 1, 0, 1), (0, 1, 1, 0, 0, 1))
 
 
-def test_method_without_such_a_placement() -> None:
-    with pytest.raises(ProblemError, match="num_stages_per_rank: 1f1b has no placement"):
-        plan(layered(9, 2, num_stages_per_rank=3), method="1f1b", budget=BUDGET)
+@pytest.mark.parametrize(
+    ("method", "patterns", "message"),
+    [
+        ("1f1b", [*Pattern], r"num_stages_per_rank: 1f1b has no .* \(one_per_rank: one stage on"),
+        (
+            "auto",
+            [Pattern.WAVE],
+            r"num_stages_per_rank: auto has no .* \(wave: two stages per rank",
+        ),
+        ("greedy", [Pattern.WAVE], "num_stages_per_rank: greedy has no placement"),
+        ("zb-v", [Pattern.LOOP], "patterns: zb-v needs wave"),
+        ("auto", [], "patterns: auto needs one"),
+    ],
+)
+def test_method_without_a_placement(method: str, patterns: list[Pattern], message: str) -> None:
+    problem = layered(9, 2, num_stages_per_rank=3)
+    with pytest.raises(ProblemError, match=message):
+        plan(problem, method=method, patterns=patterns)
+
+
+def test_equal_placements_do_not_hide_the_one_that_a_method_needs() -> None:
+    """On one rank a loop is a wave."""
+    assert plan(layered(4, 1), method="interleaved").problem.rank_of_stage == (0, 0)
 
 
 def test_more_stages_than_layers() -> None:
