@@ -223,8 +223,10 @@ def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
-        bounds = [made.lower_bound_ns for made in plans if made.problem is best.problem]
-        return replace(best.with_bound(max(bounds)), wall_s=wall_s)
+        beside = [made for made in plans if made.problem is best.problem]
+        if any(made.status == "time_limit" for made in beside):
+            best = replace(best, status="time_limit")
+        return replace(best.with_bound(max(made.lower_bound_ns for made in beside)), wall_s=wall_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
     raise next(
         (error for error in reversed(reasons) if isinstance(error, InfeasibleError)), reasons[-1]

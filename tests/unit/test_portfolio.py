@@ -112,6 +112,13 @@ def test_plan_above_the_bound_has_a_gap() -> None:
     assert made.gap == pytest.approx(33 / 27 - 1)
 
 
+def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
+    links = [link(0, 1, 1.3, 0), link(1, 0, 1.3, 0)]
+    problem = make_problem((0, 1, 1, 0), 8, rank={"memory_limit_bytes": 4}, links=links)
+    made = plan(problem, budget=Budget(time_limit_s=0.0))
+    assert (made.method, made.status) == ("zb-v", "time_limit")
+
+
 @pytest.mark.parametrize("method", ["greedy", "optimal"])
 def test_progress_of_a_search_is_told(method: str) -> None:
     seen: list[tuple[int, int]] = []
