@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
 from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler
-from crosspipe_ray.planners.greedy.search import greedy
+from crosspipe_ray.planners.greedy.search import greedy, greedy_order
+from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
 from crosspipe_ray.simulate import simulate
@@ -74,6 +75,22 @@ def test_more_iterations_are_never_worse() -> None:
         simulate(problem, greedy(problem, time_limit_s=60.0, iterations=n)) for n in (2, 40)
     )
     assert many.makespan_ns <= few.makespan_ns
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_the_best_is_told_even_if_it_comes_last(iterations: int) -> None:
+    stage = {"backward_input_us": 1.28, "backward_weight_us": 0.48}
+    wave = Pattern.WAVE.positions(3, 2)
+    problem = make_problem(wave, 8, rank={"memory_limit_bytes": 7}, stage=stage)
+    told: list[int] = []
+    order = greedy_order(
+        problem,
+        time_limit_s=60.0,
+        iterations=iterations,
+        on_progress=lambda makespan_ns, _: told.append(makespan_ns),
+    )
+    assert told[-1] == order.timeline(problem).makespan_ns
+    assert told == sorted(set(told), reverse=True)
 
 
 @pytest.mark.parametrize(

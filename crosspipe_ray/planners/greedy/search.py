@@ -89,14 +89,12 @@ def greedy_order(
     scheduler = ListScheduler(problem, bounds=bounds)
     enough_ns = scheduler.bounds.makespan_ns * (1 + gap)
     search = _Search(scheduler, random.Random(seed))
-    told_ns = 0
+    on_progress(search.best_ns, scheduler.bounds.makespan_ns)
     for _ in range(iterations - 1):
-        if search.best_ns != told_ns:
-            told_ns = search.best_ns
-            on_progress(told_ns, scheduler.bounds.makespan_ns)
         if search.best_ns <= enough_ns or time.monotonic() > deadline:
             break
-        search.step()
+        if search.step():
+            on_progress(search.best_ns, scheduler.bounds.makespan_ns)
     return scheduler.order(search.best.state)
 
 
@@ -117,8 +115,12 @@ class _Search:
         """Makespan of the best attempt."""
         return self.best.makespan_ns
 
-    def step(self) -> None:
-        """Tries one more; it becomes the current one if it is not much longer."""
+    def step(self) -> bool:
+        """Tries one more, which becomes the current one if it is not much longer.
+
+        Returns:
+            Whether it is the best so far.
+        """
         self._num_steps += 1
         attempt = self._last = self._tried(*self._next())
         distance_ns = self.best_ns - self._scheduler.bounds.makespan_ns
@@ -128,8 +130,10 @@ class _Search:
         elif attempt.makespan_ns <= self._current.makespan_ns + slack_ns:
             self._current = attempt
         self._num_fruitless += 1
-        if attempt.makespan_ns < self.best_ns:
+        is_best = attempt.makespan_ns < self.best_ns
+        if is_best:
             self.best, self._num_fruitless = attempt, 0
+        return is_best
 
     def _tried(self, bias: Bias, tails: Times) -> _Attempt:
         makespan, state = self._scheduler.forward(tails, bias)
