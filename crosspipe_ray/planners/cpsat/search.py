@@ -62,7 +62,7 @@ def solve(
     known: Order,
     time_limit_s: float = 60.0,
     effort: float = math.inf,
-    workers: int = 2,
+    workers: int = 1,
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
@@ -247,7 +247,7 @@ class _Search:
         from ortools.sat.python import cp_model
 
         model = Model(self._problem, self._costs, self._bounds, self._makespan_ns)
-        model.minimize(self._bounds)
+        model.minimize()
         add_hint(model, self._order.timeline(self._problem))
         solver = self._limits.solver(patience)
         solver.parameters.relative_gap_limit = gap
