@@ -19,7 +19,6 @@ from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler, Triple
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule
 
 DEFAULT_ITERATIONS = 200
 _PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
@@ -44,19 +43,6 @@ class _Attempt:
     state: State
     bias: Bias
     tails: Times
-
-
-def greedy(
-    problem: Problem,
-    *,
-    time_limit_s: float = 1.0,
-    iterations: int = DEFAULT_ITERATIONS,
-    seed: int = 0,
-) -> Schedule:
-    """The schedule of `greedy_order`; where links are shared, the order of messages is left out."""
-    return greedy_order(
-        problem, time_limit_s=time_limit_s, iterations=iterations, seed=seed
-    ).schedule
 
 
 def greedy_order(
