@@ -4,9 +4,9 @@ Results are the same either way. Lists are what Python is fast on, and a small p
 before a compiler has started; a large one pays for it. Machine code is kept on disk, beside the
 source or in the user's cache folder: a machine compiles a loop once per version of its source.
 
-A loop takes what it needs as arrays, numbers and NamedTuples of them, allocates nothing (numba then
-leaves out all reference counting, which makes loops over many arrays ten times slower), raises
-nothing, and has its helpers in its own file (numba looks for changes in that one only).
+A loop takes what it needs as arrays, numbers and NamedTuples of them, raises nothing, and has its
+helpers in its own file (numba looks for changes in that one only). It had better allocate nothing:
+numba then leaves out all reference counting, which makes loops over many arrays ten times slower.
 
 ``CROSSPIPE_COMPILE=always`` compiles at first use, ``never`` stays with Python.
 """
@@ -67,9 +67,16 @@ class Loop:
     Args:
         function: a plain function.
         helpers: the plain functions that it calls.
+        allocates: whether any of them makes a list or an array.
     """
 
-    def __init__(self, function: Callable[..., Any], *helpers: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *helpers: Callable[..., Any],
+        allocates: bool = False,
+    ) -> None:
+        self._allocates = allocates
         self._function = function
         self._helpers = helpers
         self._python_s = 0.0
@@ -106,13 +113,11 @@ class Loop:
 
     @cached_property
     def _dispatcher(self) -> Any:
-        return compiled(self._function, *self._helpers, allocates=False)
+        return compiled(self._function, *self._helpers, allocates=self._allocates)
 
 
 @cache
-def compiled(
-    function: Callable[..., Any], *helpers: Callable[..., Any], allocates: bool = True
-) -> Any:
+def compiled(function: Callable[..., Any], *helpers: Callable[..., Any], allocates: bool) -> Any:
     """Machine code of a function, compiled or read from disk when it is first called.
 
     Args:

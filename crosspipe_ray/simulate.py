@@ -11,14 +11,14 @@ reductions follow its last W or B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crosspipe_ray import clock
 from crosspipe_ray.columns import NO_INTS, Ints, Ops, PerRank, most_per_rank
-from crosspipe_ray.compiled import compiled
+from crosspipe_ray.compiled import Loop
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.machines import Machines, is_in, jobs_of, machines_of
@@ -28,8 +28,8 @@ from crosspipe_ray.schedule import Schedule, check_num_ranks, peak_memory_bytes
 from crosspipe_ray.sub_blocks import part_rows
 from crosspipe_ray.timeline import Messages, Span, Spans, Timeline
 
-# Fewer ops take less time in Python than it takes to load the machine code.
-_MANY_JOBS = 500_000
+_RUN = Loop(clock.run, allocates=True)
+_PYTHON_S = 1e-6  # for a job
 
 
 def simulate(
@@ -101,12 +101,12 @@ def _run(machines: Machines, jobs: PerRank[Ops]) -> _Done:
         ready,
         np.zeros(len(codes), dtype=np.int64),
     )
-    loop: Callable[..., None] = clock.run
-    if len(codes) >= _MANY_JOBS:
-        compiled(loop)(machines.rows, *changing)
+    machine_code = _RUN.machine_code(python_s=_PYTHON_S * len(codes))
+    if machine_code:
+        machine_code(machines.rows, *changing)
     else:
         lists = [column.tolist() for column in changing]
-        loop(clock.Rows(*(column.tolist() for column in machines.rows)), *lists)
+        clock.run(clock.Rows(*(column.tolist() for column in machines.rows)), *lists)
         changing = tuple(np.array(column, dtype=np.int64) for column in lists)
     codes, position, _, ready, starts = changing
     return _Done(PerRank(Ops(codes), first), starts, position, ready)

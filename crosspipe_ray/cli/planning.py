@@ -127,9 +127,10 @@ def plan(
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
+    from crosspipe_ray.planners.pieces import makespan_ns
     from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
-    from crosspipe_ray.planners.robust import robust_plan
+    from crosspipe_ray.planners.robust import quantile_ns, robust_plan
     from crosspipe_ray.problem import read_problem
 
     if list_methods:
@@ -142,15 +143,22 @@ def plan(
     numbers = _numbers(pieces, its_problem)
     if output:
         check_can_hold(output, max(numbers) * its_problem.least_num_ops)
-    make = make_plan if quantile is None else partial(robust_plan, quantile=quantile)
+    make, cost = make_plan, makespan_ns
+    if quantile is not None:
+        make = partial(robust_plan, quantile=quantile)
+        cost = partial(quantile_ns, quantile=quantile, seed=seed)
     budget = Budget.asked(time_limit, iterations, seed, workers=workers)
-    chosen = _planned(its_problem, numbers, partial(make, method=method), budget)
+    chosen = _planned(its_problem, numbers, partial(make, method=method), budget, cost)
     if output:
         write_plan(chosen, output)
 
 
 def _planned(
-    its_problem: Problem, pieces: Sequence[int], make: Callable[..., Plan], budget: Budget
+    its_problem: Problem,
+    pieces: Sequence[int],
+    make: Callable[..., Plan],
+    budget: Budget,
+    cost: Callable[[Plan], float],
 ) -> Plan:
     """The best plan; prints what was tried."""
     from rich.console import Console
@@ -168,13 +176,14 @@ def _planned(
             make=make,
             budget=replace(budget, on_progress=show_progress),
             on_attempt=attempts.append,
+            cost=cost,
         )
     console = console_of_stdout()
     if len(attempts) > 1:
         console.print(attempts_table(with_shared_bounds(attempts)))
     in_pieces = f"{number} piece{'s' * (number > 1)}" if len(pieces) > 1 else ""
     if in_pieces:
-        console.print(f"the shortest has microbatches in {in_pieces}", highlight=False)
+        console.print(f"the best has microbatches in {in_pieces}", highlight=False)
     of_what = " in ".join(filter(None, ["its placement" * bool(its_problem.layers), in_pieces]))
     _print_plan(console, chosen, of_what)
     return chosen

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.config import Config
 from crosspipe_ray.engine.link_codecs import codecs_of, planned_codecs
 from crosspipe_ray.engine.planning import link_profile_of, patterns_of, problem_again
 from crosspipe_ray.errors import ConfigError, InputError, PlanError
-from crosspipe_ray.planners.portfolio import check_method
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.portfolio import check_method, needed_pattern
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.run_profile import RunProfile
 from crosspipe_ray.topology import clusters_of
@@ -43,11 +44,13 @@ def check_before_start(config: Config, *, is_planned: bool = False) -> None:
 
     Raises:
         InputError: too few layers for the ranks, too little data for a batch, a placement that does
-            not go with tied embeddings, no such planning method, or measured links that do not do.
+            not go with tied embeddings or the planning method, no such planning method, or measured
+            links that do not do.
     """
-    patterns_of(config)
+    patterns = patterns_of(config)
     check_method(config.planner.method)
     if not is_planned:
+        _check_placement(config, patterns)
         link_profile_of(config)
     num_ranks, num_layers = len(config.cluster.rank_regions), config.model.num_pipeline_layers
     if num_ranks > num_layers:
@@ -63,6 +66,17 @@ def check_before_start(config: Config, *, is_planned: bool = False) -> None:
             batch_size=num_microbatches * config.training.microbatch_size,
             num_microbatches=num_microbatches,
             seed=config.seed,
+        )
+
+
+def _check_placement(config: Config, patterns: Sequence[Pattern]) -> None:
+    """Refuses a method that needs a placement which may not be tried."""
+    needed = needed_pattern(config.planner.method)
+    if needed and needed not in patterns:
+        names = " or ".join(f"'{each.value}'" for each in patterns)
+        raise ConfigError(
+            f"planner.method: {config.planner.method} needs the placement '{needed.value}', but "
+            f"planner.placement (or model.tie_embeddings) allows only {names}"
         )
 
 

@@ -155,7 +155,8 @@ def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | No
         bounds=bounds,
         on_progress=budget.on_progress,
     )
-    return Found(solution.order, solution.lower_bound_ns, solution.status == "time_limit")
+    is_cut_short = time.monotonic() - started > budget.time_limit_s
+    return Found(solution.order, solution.lower_bound_ns, is_cut_short)
 
 
 METHODS: dict[str, Method] = {

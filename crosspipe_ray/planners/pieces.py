@@ -17,6 +17,11 @@ from crosspipe_ray.planners.portfolio import Attempt, Budget
 from crosspipe_ray.problem import Costs, Layer, Problem, Stage
 
 
+def makespan_ns(made: Plan) -> int:
+    """Of a plan, on the links as stated."""
+    return made.timeline.makespan_ns
+
+
 def in_pieces(problem: Problem, num_pieces: int) -> Problem:
     """The problem with k times as many microbatches, each of 1 / k the work and the bytes.
 
@@ -45,6 +50,7 @@ def plan_in_pieces(
     make: Callable[..., Plan],
     budget: Budget,
     on_attempt: Callable[[Attempt], None],
+    cost: Callable[[Plan], float] = makespan_ns,
 ) -> tuple[int, Plan]:
     """The best number of pieces by `in_pieces`, each with an equal share of the time.
 
@@ -54,6 +60,7 @@ def plan_in_pieces(
         make: plans a problem, as `portfolio.plan` does.
         budget: of all planning.
         on_attempt: told of each attempt as it is done.
+        cost: of a plan; the least one wins.
 
     Raises:
         InfeasibleError: memory is too small for each of them; or whatever else ``make`` raises.
@@ -67,15 +74,21 @@ def plan_in_pieces(
             on_attempt=lambda attempt: on_attempt(attempt.in_pieces(num_pieces)),
         )
 
-    return shortest(pieces, make_in)
+    return shortest(pieces, make_in, cost=cost)
 
 
-def shortest(pieces: Sequence[int], make: Callable[[int], Plan]) -> tuple[int, Plan]:
-    """The number of pieces with the shortest plan, and that plan; the fewest of equal ones.
+def shortest(
+    pieces: Sequence[int],
+    make: Callable[[int], Plan],
+    *,
+    cost: Callable[[Plan], float] = makespan_ns,
+) -> tuple[int, Plan]:
+    """The number of pieces with the best plan, and that plan; the fewest of equal ones.
 
     Args:
         pieces: numbers to try.
         make: the plan of one of them.
+        cost: of a plan; the least one wins.
 
     Raises:
         InfeasibleError: memory is too small for each of them.
@@ -88,7 +101,7 @@ def shortest(pieces: Sequence[int], make: Callable[[int], Plan]) -> tuple[int, P
             reason = error
     if not made:
         raise reason
-    best = min(made, key=lambda num_pieces: made[num_pieces].timeline.makespan_ns)
+    best = min(made, key=lambda num_pieces: cost(made[num_pieces]))
     return best, made[best]
 
 

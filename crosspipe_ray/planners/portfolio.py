@@ -20,7 +20,16 @@ from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.places import Attempt, Clock, Place, favourites, slanted
 from crosspipe_ray.problem import Problem
 
-__all__ = ["AUTO", "METHODS", "Attempt", "Budget", "Method", "check_method", "plan"]
+__all__ = [
+    "AUTO",
+    "METHODS",
+    "Attempt",
+    "Budget",
+    "Method",
+    "check_method",
+    "needed_pattern",
+    "plan",
+]
 
 AUTO = "auto"
 _LOOK_ITERATIONS = 12
@@ -54,20 +63,24 @@ def plan(
         on_attempt: told of each method and placement as it is done.
 
     Raises:
-        InputError: no such method, or the problem has not the placement that the method needs; or
-            the variable that decides about compilation says neither always nor never.
+        InputError: no such method, or the problem has not the placement that the method needs, or
+            none of ``patterns`` does; or the variable that decides about compilation says neither
+            always nor never.
         InfeasibleError: memory is too small.
     """
     check_method(method)
     check_switch()
     clock = Clock(budget or Budget())
-    places = [Place(problem, each) for each in candidates(problem, patterns)]
+    usable = [each for each in patterns if needed_pattern(method) in (None, each)]
+    places = [Place(problem, each) for each in candidates(problem, usable)]
+    if not places:
+        raise _no_placement(method, usable)
     attempts = []
     search = _try_all(places, clock) if method == AUTO else _try_one(places, METHODS[method], clock)
     for attempt in search:
         on_attempt(attempt)
         attempts.append(attempt)
-    return _best(attempts, method, wall_s=clock.elapsed_s)
+    return _best(attempts, wall_s=clock.elapsed_s)
 
 
 def check_method(method: str) -> None:
@@ -81,15 +94,29 @@ def check_method(method: str) -> None:
         raise ProblemError(f"method '{method}': no such method; there are {known}")
 
 
+def needed_pattern(method: str) -> Pattern | None:
+    """The placement that a method needs; None: any."""
+    return None if method == AUTO else METHODS[method].pattern
+
+
+def _no_placement(method: str, usable: Sequence[Pattern]) -> ProblemError:
+    """Says what the method needs."""
+    if not usable:
+        needed = needed_pattern(method)
+        return ProblemError(f"patterns: {method} needs {needed.value if needed else 'one'}")
+    meanings = "; ".join(f"{each.value}: {each.meaning}" for each in usable)
+    return ProblemError(
+        f"num_stages_per_rank: {method} has no placement with that many stages on a rank "
+        f"({meanings})"
+    )
+
+
 def _try_one(places: Sequence[Place], method: Method, clock: Clock) -> Iterator[Attempt]:
     """The method that is asked for; it is tried where it does not fit too, to say why."""
-    fitting = [place for place in places if place.fits(method)]
-    if not fitting:
-        fitting = [place for place in places if place.candidate.pattern is None]
-    can_slant = method.is_search and any(place.candidate.slanted() for place in fitting)
-    yield from _each(fitting, method, clock, _EQUAL_SHARE if can_slant else 1.0)
+    can_slant = method.is_search and any(place.candidate.slanted() for place in places)
+    yield from _each(places, method, clock, _EQUAL_SHARE if can_slant else 1.0)
     if can_slant:
-        yield from _each(slanted(favourites(fitting, 1)), method, clock, 1.0)
+        yield from _each(slanted(favourites(places, 1)), method, clock, 1.0)
 
 
 def _each(
@@ -111,8 +138,10 @@ def _try_all(places: list[Place], clock: Clock) -> Iterator[Attempt]:
     if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
         yield from _try_large(places[0], clock)
         return
+    rules_s = _RULE_S * sum(place.num_ops for place in places)
+    has_time = rules_s < _LOOK_SHARE * clock.budget.time_limit_s
     for place in places:
-        yield from _try_fixed(place, clock)
+        yield from _try_fixed(place, clock, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
         is_small = places[0].num_ops <= _MOST_EASY_OPS
         yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.2))
@@ -190,17 +219,15 @@ def _look(places: Sequence[Place], clock: Clock, share: float) -> Iterator[Attem
     yield from _each(places, METHODS["greedy"], clock, share, iterations=_LOOK_ITERATIONS)
 
 
-def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
+def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
     """The shortest plan; without any, the last reason, as greedy asks for the least memory."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
-        bounds = [made.lower_bound_ns for made in plans if made.problem is best.problem]
-        return replace(best.with_bound(max(bounds)), wall_s=wall_s)
-    if not attempts:
-        raise ProblemError(
-            f"num_stages_per_rank: {method} has no placement with that many stages on a rank"
-        )
+        beside = [made for made in plans if made.problem is best.problem]
+        if any(made.status == "time_limit" for made in beside):
+            best = replace(best, status="time_limit")
+        return replace(best.with_bound(max(made.lower_bound_ns for made in beside)), wall_s=wall_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
     raise next(
         (error for error in reversed(reasons) if isinstance(error, InfeasibleError)), reasons[-1]

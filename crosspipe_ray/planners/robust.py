@@ -8,7 +8,7 @@ slow links: every link at the quantile of its own samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +79,12 @@ def robust_plan(
     return replace(best, wall_s=time.monotonic() - started)
 
 
+def quantile_ns(made: Plan, *, quantile: float, seed: int = 0) -> int:
+    """That quantile of a plan's makespan over the steps that `robust_plan` samples."""
+    latencies = draw(made.problem, num_samples=DEFAULT_NUM_SAMPLES, seed=seed)
+    return int(_quantile(makespans_ns(made, latencies), quantile))
+
+
 def draw(problem: Problem, *, num_samples: int, seed: int) -> Latencies:
     """Latencies of the links in sampled steps, in nanoseconds, by the link's two ends."""
     rng = np.random.default_rng(seed)
@@ -96,10 +102,10 @@ def _for_slow_links(
     method: str,
     budget: Budget,
     patterns: Sequence[Pattern],
-) -> Iterator[Attempt]:
+) -> list[Attempt]:
     """Plans for links at the quantile."""
     if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
-        return  # how many messages wait depends on the latencies
+        return []  # how many messages wait depends on the latencies
     attempts: list[Attempt] = []
     links = [_at_quantile(link, quantile) for link in problem.links]
     plan(
@@ -109,7 +115,7 @@ def _for_slow_links(
         patterns=patterns,
         on_attempt=attempts.append,
     )
-    yield from attempts
+    return attempts
 
 
 def _at_quantile(link: Link, quantile: float) -> Link:

@@ -195,6 +195,10 @@ def test_streams_give_the_same_weights_and_leave_no_secret(folder: Path, address
         (["--set", "planner.pieces=[3]"], "a microbatch of 2 sequences (training.batch_size / "),
         (["--set", "planner.method=magic"], "'magic': no such method"),
         (
+            ["--set", "planner.method=zb-v", "--set", "planner.placement=loop"],
+            "planner.method: zb-v needs the placement 'wave', but planner.placement",
+        ),
+        (
             ["--set", "model.tie_embeddings=true", "--set", "planner.placement=loop"],
             "tie_embeddings",
         ),

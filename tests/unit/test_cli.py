@@ -14,6 +14,7 @@ from crosspipe_ray.plan import read_plan
 from crosspipe_ray.planners.portfolio import METHODS
 from tests.unit.command import Command
 
+ENDS = (("us", "eu"), ("eu", "us"))
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
@@ -64,7 +65,7 @@ def test_what_one_method_proves_holds_for_all_rows(crosspipe: Command) -> None:
 def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:
     lines = crosspipe("plan", problem_file, "--pieces", "2, 1,2", "-o", "plan.json").splitlines()
     assert any("as given in 2 " in line for line in lines)
-    assert lines[-2] == "the shortest has microbatches in 2 pieces"
+    assert lines[-2] == "the best has microbatches in 2 pieces"
     assert "(proven optimal for 2 pieces)" in lines[-1]
     assert json.loads(Path("plan.json").read_text())["problem"]["num_microbatches"] == 12
 
@@ -152,6 +153,17 @@ def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
     assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
     crosspipe("show", "plan.json")
     assert read_plan(Path("plan.json")).p95_ns == 1000 * content["p95_us"]
+
+
+@pytest.mark.parametrize(("quantile", "best"), [(0.1, 2), (0.95, 1)])
+def test_pieces_are_chosen_by_the_quantile(
+    crosspipe: Command, problem_file: str, quantile: float, best: int
+) -> None:
+    samples = {"latency_us": 250, "latency_samples_us": [250, 8000]}
+    edit(problem_file, links=[{"src": a, "dst": b} | samples for a, b in ENDS])
+    asked = ("--method", "1f1b", "--pieces", "1,2", "--quantile", str(quantile))
+    printed = crosspipe("plan", problem_file, *asked)
+    assert f"the best has microbatches in {best} piece" in printed
 
 
 def test_list_methods(crosspipe: Command) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partialmethod
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray import rules
-from crosspipe_ray import simulate as simulate_module
+from crosspipe_ray import clock, rules
 from crosspipe_ray.columns import PerRank
+from crosspipe_ray.compiled import SWITCH
 from crosspipe_ray.errors import ScheduleError
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op
 from crosspipe_ray.planners.greedy.search import greedy_order
@@ -35,16 +36,33 @@ def timelines(problem: Problem) -> list[Timeline]:
 @settings(max_examples=40, deadline=None)
 @given(problem=problems())
 def test_machine_code_gives_the_same_times(problem: Problem) -> None:
-    as_python = timelines(problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate_module, "_MANY_JOBS", 0)
+        patch.setenv(SWITCH, "never")
+        as_python = timelines(problem)
+        patch.setenv(SWITCH, "always")
         assert timelines(problem) == as_python
 
 
 def test_machine_code_finds_the_same_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate_module, "_MANY_JOBS", 0)
+    monkeypatch.setenv(SWITCH, "always")
     with pytest.raises(ScheduleError, match=r"rank 0, op 2F0 \(position 0\): deadlock, .* of 1F0"):
         simulate(make_problem((0, 1, 0, 1), 1), make_schedule("2F0 0F0", "1F0 3F0"))
+
+
+@pytest.mark.parametrize(("wish", "is_python"), [("never", True), ("always", False)])
+def test_the_switch_decides_for_the_clock(
+    wish: str, is_python: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = clock.run, list[object]()
+
+    def noted(*columns: Any) -> None:
+        calls.append(columns)
+        run(*columns)
+
+    monkeypatch.setenv(SWITCH, wish)
+    monkeypatch.setattr(clock, "run", noted)
+    simulate(make_problem((0,), 1), make_schedule("0F0 0I0 0W0"))
+    assert bool(calls) is is_python
 
 
 @st.composite

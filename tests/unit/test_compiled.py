@@ -50,9 +50,9 @@ def test_machine_code_and_python_agree(name: str, monkeypatch: pytest.MonkeyPatc
 def test_small_problems_do_not_load_numba() -> None:
     script = (
         "import sys\n"
-        "from crosspipe_ray.planners.greedy.search import greedy\n"
+        "from crosspipe_ray.planners.greedy.search import greedy_order\n"
         "from tests.unit.builders import regions_problem\n"
-        "greedy(regions_problem(8, 32, memory=8))\n"
+        "greedy_order(regions_problem(8, 32, memory=8))\n"
         "sys.exit('numba' in sys.modules)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != SWITCH}

@@ -12,7 +12,7 @@ from crosspipe_ray.errors import InfeasibleError, ScheduleError
 from crosspipe_ray.lowering import lower
 from crosspipe_ray.ops import COMPUTE_KINDS, Kind, Op, producers_of, receive_for, receive_of
 from crosspipe_ray.planners import fixed
-from crosspipe_ray.planners.greedy.search import greedy
+from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.program import Program, check_progress, lanes
 from crosspipe_ray.simulate import simulate
@@ -88,7 +88,7 @@ def test_sends_of_one_moment_keep_the_order_of_their_ops() -> None:
 
 
 def unlimited(problem: Problem) -> tuple[Timeline, tuple[Program, ...]]:
-    timeline = simulate(problem, greedy(problem, iterations=1))
+    timeline = simulate(problem, greedy_order(problem, iterations=1).schedule)
     return timeline, lower(problem, timeline)
 
 

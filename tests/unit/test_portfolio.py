@@ -116,6 +116,13 @@ def test_plan_above_the_bound_has_a_gap() -> None:
     assert made.gap == pytest.approx(33 / 27 - 1)
 
 
+def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
+    links = [link(0, 1, 1.3, 0), link(1, 0, 1.3, 0)]
+    problem = make_problem((0, 1, 1, 0), 8, rank={"memory_limit_bytes": 4}, links=links)
+    made = plan(problem, budget=Budget(time_limit_s=0.0))
+    assert (made.method, made.status) == ("zb-v", "time_limit")
+
+
 @pytest.mark.parametrize("method", ["greedy", "optimal"])
 def test_progress_of_a_search_is_told(method: str) -> None:
     seen: list[tuple[int, int]] = []
@@ -169,6 +176,16 @@ def test_every_pattern_is_tried_on_layers() -> None:
     assert tried >= {"one_per_rank", "wave", "loop", "loop x3", "loop x4"}
 
 
+@pytest.mark.parametrize(("time_limit_s", "is_tried"), [(0.001, False), (60.0, True)])
+def test_rules_are_tried_on_layers_where_there_is_time(time_limit_s: float, is_tried: bool) -> None:
+    attempts: list[Attempt] = []
+    budget = Budget(iterations=1, time_limit_s=time_limit_s)
+    plan(layered(8, 2), budget=budget, on_attempt=attempts.append)
+    tried = {attempt.method for attempt in attempts}
+    assert ("crosspipe-greedy" in tried) is is_tried
+    assert {"1f1b", "zb-v", "interleaved", "greedy"} <= tried
+
+
 def test_single_search_tries_uneven_layers_too() -> None:
     attempts: list[Attempt] = []
     problem = layered(20, 2, ranks=[{"memory_limit_bytes": 20}] * 2)
@@ -211,9 +228,29 @@ def test_stages_per_rank_may_be_given() -> None:
     assert made.problem.rank_of_stage in ((0, 1, 0, 1, 0, 1), (0, 1, 1, 0, 0, 1))
 
 
-def test_method_without_such_a_placement() -> None:
-    with pytest.raises(ProblemError, match="num_stages_per_rank: 1f1b has no placement"):
-        plan(layered(9, 2, num_stages_per_rank=3), method="1f1b", budget=BUDGET)
+@pytest.mark.parametrize(
+    ("method", "patterns", "message"),
+    [
+        ("1f1b", [*Pattern], r"num_stages_per_rank: 1f1b has no .* \(one_per_rank: one stage on"),
+        (
+            "auto",
+            [Pattern.WAVE],
+            r"num_stages_per_rank: auto has no .* \(wave: two stages per rank",
+        ),
+        ("greedy", [Pattern.WAVE], "num_stages_per_rank: greedy has no placement"),
+        ("zb-v", [Pattern.LOOP], "patterns: zb-v needs wave"),
+        ("auto", [], "patterns: auto needs one"),
+    ],
+)
+def test_method_without_a_placement(method: str, patterns: list[Pattern], message: str) -> None:
+    problem = layered(9, 2, num_stages_per_rank=3)
+    with pytest.raises(ProblemError, match=message):
+        plan(problem, method=method, patterns=patterns)
+
+
+def test_equal_placements_do_not_hide_the_one_that_a_method_needs() -> None:
+    """On one rank a loop is a wave."""
+    assert plan(layered(4, 1), method="interleaved").problem.rank_of_stage == (0, 0)
 
 
 def test_more_stages_than_layers() -> None:

@@ -105,6 +105,17 @@ def least_durations(
     return forward, backward, min(weight, costs[stage].duration_ns[Kind.B] - backward)
 
 
+def gathered_ns(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
+    """Per row, when what its first op needs is gathered; a rank gathers in model order."""
+    done_ns = [0] * (NUM_KINDS * len(costs))
+    for stages in problem.stages_of_rank:
+        ends = accumulate(costs[stage].gather_ns for stage in stages)
+        for stage, end_ns in zip(stages, ends, strict=True):
+            if costs[stage].gather_ns:
+                done_ns[row_of(stage, Kind.F)] = end_ns
+    return done_ns
+
+
 def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
     """The rows and edges of a problem."""
     num_stages = len(costs)
@@ -116,18 +127,12 @@ def relax(problem: Problem, costs: Sequence[StageCosts]) -> Relaxation:
     backwards = [
         row_of(stage, kind) for stage in reversed(range(num_stages)) for kind in (Kind.I, Kind.W)
     ]
-    earliest = [0] * (NUM_KINDS * num_stages)
-    for stages in problem.stages_of_rank:
-        gathered = 0  # a rank gathers for one stage after another, in model order
-        for stage in stages:
-            gathered += costs[stage].gather_ns
-            earliest[row_of(stage, Kind.F)] = gathered if costs[stage].gather_ns else 0
     return Relaxation(
         num_microbatches=problem.num_microbatches,
         durations=tuple(
             time for stage in range(num_stages) for time in least_durations(problem, costs, stage)
         ),
-        earliest=tuple(earliest),
+        earliest=tuple(gathered_ns(problem, costs)),
         edges=tuple(map(tuple, edges)),
         order=(*forwards, *backwards),
         before=_before(problem, windows),

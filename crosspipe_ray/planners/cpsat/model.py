@@ -65,12 +65,12 @@ class Model:
         self._memory()
         self._reductions()
 
-    def minimize(self, bounds: Bounds) -> None:
+    def minimize(self) -> None:
         """Asks for the shortest makespan in place of any within the limit."""
-        lowest = min(self._limit, bounds.makespan_ns // self.unit_ns)
+        lowest = min(self._limit, self._bounds.makespan_ns // self.unit_ns)
         makespan = self.model.new_int_var(lowest, self._limit, "makespan")
         for key, start in self.starts.items():
-            tail = int(bounds.tails[key]) // self.unit_ns
+            tail = int(self._bounds.tails[key]) // self.unit_ns
             self.model.add(makespan >= start + self.duration(key) + tail)
         self.model.minimize(makespan)
 
@@ -167,7 +167,7 @@ class Model:
 
     def _window(self, stage: int, limit: int) -> None:
         """With room for L, F of m comes after W (or B) of m - L; exact if I frees nothing."""
-        freed, kept = _parts(self._problem, self._costs, stage)
+        freed, kept = _released(self._problem, self._costs, stage)
         if not kept:
             return
         window = (limit - freed - kept) // kept + 1
@@ -178,7 +178,7 @@ class Model:
         intervals, demands = [], []
         for stage in stages:
             for kind, num_bytes in zip(
-                (Kind.I, Kind.W), _parts(self._problem, self._costs, stage), strict=True
+                (Kind.I, Kind.W), _released(self._problem, self._costs, stage), strict=True
             ):
                 for m in range(self._problem.num_microbatches if num_bytes else 0):
                     intervals.append(self._held((stage, kind, m)))
@@ -204,10 +204,10 @@ def has_cumulative(problem: Problem, costs: Sequence[StageCosts]) -> bool:
 
 def _needs_cumulative(problem: Problem, costs: Sequence[StageCosts], stages: Sequence[int]) -> bool:
     """Whether the memory of a rank with these stages is more than precedences."""
-    return len(stages) > 1 or _parts(problem, costs, stages[0])[0] > 0
+    return len(stages) > 1 or _released(problem, costs, stages[0])[0] > 0
 
 
-def _parts(problem: Problem, costs: Sequence[StageCosts], stage: int) -> tuple[int, int]:
+def _released(problem: Problem, costs: Sequence[StageCosts], stage: int) -> tuple[int, int]:
     """Bytes that go back with I and with W (the end of B, where it is fused)."""
     freed = 0 if problem.is_fused(stage) else costs[stage].freed_by_input_bytes
     return freed, costs[stage].activation_bytes - freed

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
@@ -33,7 +33,6 @@ from crosspipe_ray.problem import Problem
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-Status = Literal["proven", "gap", "time_limit"]
 _FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seconds
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
@@ -50,13 +49,11 @@ class Solution:
     Attributes:
         order: the best known; the given one, if none shorter was found.
         lower_bound_ns: proven; at least that of `bounds`.
-        status: ``proven`` optimal, within the wanted ``gap``, or stopped by the ``time_limit``.
     """
 
     order: Order
     makespan_ns: int
     lower_bound_ns: int
-    status: Status
 
 
 def solve(
@@ -65,7 +62,7 @@ def solve(
     known: Order,
     time_limit_s: float = 60.0,
     effort: float = math.inf,
-    workers: int = 2,
+    workers: int = 1,
     seed: int = 0,
     gap: float = 0.0,
     bounds: Bounds | None = None,
@@ -99,7 +96,7 @@ def solve(
             search.improve(gap, _IMPROVING * patience)
             patience *= _IMPROVING
             search.refuse_again(gap, patience / _FIRST_PATIENCE)
-    return search.solution(gap)
+    return search.solution()
 
 
 @dataclass(slots=True)
@@ -250,7 +247,7 @@ class _Search:
         from ortools.sat.python import cp_model
 
         model = Model(self._problem, self._costs, self._bounds, self._makespan_ns)
-        model.minimize(self._bounds)
+        model.minimize()
         add_hint(model, self._order.timeline(self._problem))
         solver = self._limits.solver(patience)
         solver.parameters.relative_gap_limit = gap
@@ -261,15 +258,10 @@ class _Search:
                 self._order, self._makespan_ns = order, makespan_ns
                 self._report(self._makespan_ns, self._bound_ns)
 
-    def solution(self, gap: float) -> Solution:
+    def solution(self) -> Solution:
         """What was found."""
-        within: Status = "gap" if self.is_within(gap) else "time_limit"
-        status: Status = "proven" if self.is_within(0.0) else within
-        if self._is_certain:
-            return Solution(self._order, self._makespan_ns, self._bound_ns, status)
-        bound_ns = self._bounds.makespan_ns
-        proven: Status = "proven" if self._makespan_ns <= bound_ns else within
-        return Solution(self._order, self._makespan_ns, bound_ns, proven)
+        bound_ns = self._bound_ns if self._is_certain else self._bounds.makespan_ns
+        return Solution(self._order, self._makespan_ns, bound_ns)
 
 
 def _splitting_costs_nothing(problem: Problem, costs: Sequence[StageCosts]) -> bool:

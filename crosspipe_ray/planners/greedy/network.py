@@ -11,7 +11,7 @@ from crosspipe_ray.columns import Ints, Ops
 from crosspipe_ray.compiled import NEVER
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind, op_code
-from crosspipe_ray.planners.bounds.relaxation import offsets, split_durations
+from crosspipe_ray.planners.bounds.relaxation import gathered_ns, offsets, split_durations
 from crosspipe_ray.planners.greedy.kernel import Net, State
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
@@ -30,7 +30,7 @@ def net_of(problem: Problem, costs: Sequence[StageCosts]) -> Net:
         freed=[_freed(problem, costs, *row) for row in rows],
         closing=[3 * stage + 1 for stage, _ in rows],
         target=[_target(len(costs), *row) for row in rows],
-        gate=_gates(problem, costs),
+        gate=gathered_ns(problem, costs),
         finish=[costs[stage].reduce_ns for stage, _ in rows],
         **_rank_fields(problem, costs),
         **_channel_fields(costs, rows, len(problem.ranks)),
@@ -229,14 +229,3 @@ def _target(num_stages: int, stage: int, kind: Kind) -> int:
     if kind is Kind.F and stage + 1 < num_stages:
         return 3 * (stage + 1)
     return 3 * (stage - 1) + 1 if kind is Kind.I and stage else -1
-
-
-def _gates(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
-    """Per row, when the gather of its stage is done; a rank gathers for one stage after another."""
-    gates = [0] * (3 * len(costs))
-    for stages in problem.stages_of_rank:
-        done = 0
-        for stage in stages:
-            if costs[stage].gather_ns:
-                gates[3 * stage] = done = done + costs[stage].gather_ns
-    return gates

@@ -62,7 +62,8 @@ class Bias:
 
     Attributes:
         patience: per kind (F, I, W), how long a rank that could start such an op waits for a more
-        urgent one, as a share of the op's duration; from 1 on, whenever it would delay that one.
+            urgent one, as a share of the op's duration; from 1 on, whenever it would delay that
+            one.
         goal: makespan to be met, in lower bounds; a rank waits only for an op that would miss it.
         offset: added urgency per kind.
         slope: added urgency per kind, times the stage's share of the depth of the pipeline.

@@ -7,7 +7,6 @@ each op, where the bound only knows the least (forward-backward improvement, Li 
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler, Triple
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress, unheard
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.schedule import Schedule
 
 DEFAULT_ITERATIONS = 200
 _PATIENCES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
@@ -45,19 +43,6 @@ class _Attempt:
     state: State
     bias: Bias
     tails: Times
-
-
-def greedy(
-    problem: Problem,
-    *,
-    time_limit_s: float = 1.0,
-    iterations: int = DEFAULT_ITERATIONS,
-    seed: int = 0,
-) -> Schedule:
-    """The schedule of `greedy_order`; where links are shared, the order of messages is left out."""
-    return greedy_order(
-        problem, time_limit_s=time_limit_s, iterations=iterations, seed=seed
-    ).schedule
 
 
 def greedy_order(
@@ -90,15 +75,12 @@ def greedy_order(
     scheduler = ListScheduler(problem, bounds=bounds)
     enough_ns = scheduler.bounds.makespan_ns * (1 + gap)
     search = _Search(scheduler, random.Random(seed))
-    told_ns = 0
-    for num_tried in itertools.count(1):
-        if search.best_ns != told_ns:
-            told_ns = search.best_ns
-            on_progress(told_ns, scheduler.bounds.makespan_ns)
-        is_enough = num_tried >= iterations or search.best_ns <= enough_ns
-        if is_enough or time.monotonic() > deadline:
-            break
-        search.step()
+    on_progress(search.best_ns, scheduler.bounds.makespan_ns)
+    num_tried = 1
+    while num_tried < iterations and search.best_ns > enough_ns and time.monotonic() <= deadline:
+        num_tried += 1
+        if search.step():
+            on_progress(search.best_ns, scheduler.bounds.makespan_ns)
     return scheduler.order(search.best.state)
 
 
@@ -119,8 +101,12 @@ class _Search:
         """Makespan of the best attempt."""
         return self.best.makespan_ns
 
-    def step(self) -> None:
-        """Tries one more; it becomes the current one if it is not much longer."""
+    def step(self) -> bool:
+        """Tries one more, which becomes the current one if it is not much longer.
+
+        Returns:
+            Whether it is the best so far.
+        """
         self._num_steps += 1
         attempt = self._last = self._tried(*self._next())
         distance_ns = self.best_ns - self._scheduler.bounds.makespan_ns
@@ -130,8 +116,10 @@ class _Search:
         elif attempt.makespan_ns <= self._current.makespan_ns + slack_ns:
             self._current = attempt
         self._num_fruitless += 1
-        if attempt.makespan_ns < self.best_ns:
+        is_best = attempt.makespan_ns < self.best_ns
+        if is_best:
             self.best, self._num_fruitless = attempt, 0
+        return is_best
 
     def _tried(self, bias: Bias, tails: Times) -> _Attempt:
         makespan, state = self._scheduler.forward(tails, bias)
