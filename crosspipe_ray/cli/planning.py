@@ -21,7 +21,7 @@ from crosspipe_ray.cli.plans import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -127,7 +127,6 @@ def plan(
     from crosspipe_ray.errors import ProblemError
     from crosspipe_ray.files import check_folders
     from crosspipe_ray.plan import check_can_hold, write_plan
-    from crosspipe_ray.planners.pieces import makespan_ns
     from crosspipe_ray.planners.portfolio import Budget
     from crosspipe_ray.planners.portfolio import plan as make_plan
     from crosspipe_ray.planners.robust import quantile_ns, robust_plan
@@ -143,12 +142,12 @@ def plan(
     numbers = _numbers(pieces, its_problem)
     if output:
         check_can_hold(output, max(numbers) * its_problem.least_num_ops)
-    make, cost = make_plan, makespan_ns
+    make, costs = make_plan, {}
     if quantile is not None:
         make = partial(robust_plan, quantile=quantile)
-        cost = partial(quantile_ns, quantile=quantile, seed=seed)
+        costs = {f"p{100 * quantile:g}": partial(quantile_ns, quantile=quantile, seed=seed)}
     budget = Budget.asked(time_limit, iterations, seed, workers=workers)
-    chosen = _planned(its_problem, numbers, partial(make, method=method), budget, cost)
+    chosen = _planned(its_problem, numbers, partial(make, method=method), budget, costs)
     if output:
         write_plan(chosen, output)
 
@@ -158,13 +157,13 @@ def _planned(
     pieces: Sequence[int],
     make: Callable[..., Plan],
     budget: Budget,
-    cost: Callable[[Plan], float],
+    costs: Mapping[str, Callable[[Plan], float]],
 ) -> Plan:
-    """The best plan; prints what was tried."""
+    """The plan of least cost, the makespan where none is given; prints what was tried."""
     from rich.console import Console
 
     from crosspipe_ray.planners.comparison import with_shared_bounds
-    from crosspipe_ray.planners.pieces import plan_in_pieces
+    from crosspipe_ray.planners.pieces import makespan_ns, plan_in_pieces
     from crosspipe_ray.planners.portfolio import Attempt
     from crosspipe_ray.report.console import attempts_table, planning_line
 
@@ -176,11 +175,11 @@ def _planned(
             make=make,
             budget=replace(budget, on_progress=show_progress),
             on_attempt=attempts.append,
-            cost=cost,
+            cost=next(iter(costs.values()), makespan_ns),
         )
     console = console_of_stdout()
     if len(attempts) > 1:
-        console.print(attempts_table(with_shared_bounds(attempts)))
+        console.print(attempts_table(with_shared_bounds(attempts), **costs))
     in_pieces = f"{number} piece{'s' * (number > 1)}" if len(pieces) > 1 else ""
     if in_pieces:
         console.print(f"the best has microbatches in {in_pieces}", highlight=False)

@@ -257,7 +257,7 @@ def _require(problem: Problem, method: str, pattern: Pattern) -> None:
     if not follows(problem, pattern):
         raise ProblemError(
             f"stages: {method} needs the placement '{pattern.value}' ({pattern.meaning}); "
-            f"the stages are on ranks {_brief(problem.rank_of_stage)}"
+            f"make one with `crosspipe problem --placement {pattern.value}`, or give layers"
         )
     if method.startswith("zb-") or method == "dualpipe-v":
         fused = [stage for stage in range(len(problem.stages)) if problem.is_fused(stage)]
@@ -265,8 +265,3 @@ def _require(problem: Problem, method: str, pattern: Pattern) -> None:
             raise ProblemError(
                 f"stages.{fused[0]}.fused_backward: {method} needs a backward split in I and W"
             )
-
-
-def _brief(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:12]))
-    return f"{shown}{', ...' if len(ranks) > 12 else ''}"

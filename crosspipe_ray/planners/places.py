@@ -44,7 +44,7 @@ class Attempt:
         return replace(self, placement=f"{self.placement} in {num_pieces}")
 
 
-class Clock:
+class Allowance:
     """The budget and what is left of its time."""
 
     def __init__(self, budget: Budget) -> None:

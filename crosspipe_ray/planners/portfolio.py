@@ -17,7 +17,7 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.candidates import candidates
 from crosspipe_ray.planners.methods import METHODS, Budget, Method
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.planners.places import Attempt, Clock, Place, favourites, slanted
+from crosspipe_ray.planners.places import Allowance, Attempt, Place, favourites, slanted
 from crosspipe_ray.problem import Problem
 
 __all__ = [
@@ -70,17 +70,21 @@ def plan(
     """
     check_method(method)
     check_switch()
-    clock = Clock(budget or Budget())
+    allowance = Allowance(budget or Budget())
     usable = [each for each in patterns if needed_pattern(method) in (None, each)]
     places = [Place(problem, each) for each in candidates(problem, usable)]
     if not places:
         raise _no_placement(method, usable)
     attempts = []
-    search = _try_all(places, clock) if method == AUTO else _try_one(places, METHODS[method], clock)
+    search = (
+        _try_all(places, allowance)
+        if method == AUTO
+        else _try_one(places, METHODS[method], allowance)
+    )
     for attempt in search:
         on_attempt(attempt)
         attempts.append(attempt)
-    return _best(attempts, wall_s=clock.elapsed_s)
+    return _best(attempts, wall_s=allowance.elapsed_s)
 
 
 def check_method(method: str) -> None:
@@ -111,18 +115,18 @@ def _no_placement(method: str, usable: Sequence[Pattern]) -> ProblemError:
     )
 
 
-def _try_one(places: Sequence[Place], method: Method, clock: Clock) -> Iterator[Attempt]:
+def _try_one(places: Sequence[Place], method: Method, allowance: Allowance) -> Iterator[Attempt]:
     """The method that is asked for; it is tried where it does not fit too, to say why."""
     can_slant = method.is_search and any(place.candidate.slanted() for place in places)
-    yield from _each(places, method, clock, _EQUAL_SHARE if can_slant else 1.0)
+    yield from _each(places, method, allowance, _EQUAL_SHARE if can_slant else 1.0)
     if can_slant:
-        yield from _each(slanted(favourites(places, 1)), method, clock, 1.0)
+        yield from _each(slanted(favourites(places, 1)), method, allowance, 1.0)
 
 
 def _each(
     places: Sequence[Place],
     method: Method,
-    clock: Clock,
+    allowance: Allowance,
     share: float,
     *,
     iterations: float = math.inf,
@@ -130,67 +134,70 @@ def _each(
     """One method on each placement, for the same part of a share of the time that is left."""
     for number, place in enumerate(places):
         part = share / (len(places) - share * number)
-        yield place.attempt(method, clock.share(part, iterations=iterations))
+        yield place.attempt(method, allowance.share(part, iterations=iterations))
 
 
-def _try_all(places: list[Place], clock: Clock) -> Iterator[Attempt]:
+def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
     """Every method on every placement for a short time, then the searches where it is promising."""
     if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
-        yield from _try_large(places[0], clock)
+        yield from _try_large(places[0], allowance)
         return
     rules_s = _RULE_S * sum(place.num_ops for place in places)
-    has_time = rules_s < _LOOK_SHARE * clock.budget.time_limit_s
+    has_time = rules_s < _LOOK_SHARE * allowance.budget.time_limit_s
     for place in places:
-        yield from _try_fixed(place, clock, wanted=lambda each: has_time or _is_formula(each))
+        yield from _try_fixed(place, allowance, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
-        is_small = places[0].num_ops <= _MOST_EASY_OPS
-        yield places[0].attempt(METHODS["greedy"], clock.share(0.15 if is_small else 0.2))
+        if not places[0].is_done_for(allowance.budget):
+            is_small = places[0].num_ops <= _MOST_EASY_OPS
+            yield places[0].attempt(METHODS["greedy"], allowance.share(0.15 if is_small else 0.2))
     else:
-        yield from _look_around(places, clock)
+        yield from _look_around(places, allowance)
     for place in favourites(places, 1):
-        yield from _try_longer(place, clock)
+        yield from _try_longer(place, allowance)
 
 
-def _try_longer(place: Place, clock: Clock) -> Iterator[Attempt]:
+def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     improve = METHODS["improve"]
     if place.is_bound_by_channels:
-        if not place.is_done_for(clock.budget):
-            yield place.attempt(improve, clock.share(0.15))
+        if not place.is_done_for(allowance.budget):
+            yield place.attempt(improve, allowance.share(0.15))
         # Moves seldom lead from one rhythm of the borders to another.
-        if not place.is_done_for(clock.budget):
-            other = replace(clock.share(0.25), seed=clock.budget.seed + 1)
+        if not place.is_done_for(allowance.budget):
+            other = replace(allowance.share(0.25), seed=allowance.budget.seed + 1)
             yield place.attempt(improve, other, is_afresh=True)
-    elif not place.is_done_for(clock.budget):
+    elif not place.is_done_for(allowance.budget):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(improve, clock.share(0.35 if is_small else 0.75))
-    if not place.is_done_for(clock.budget) and place.num_ops <= _MOST_SOLVED_OPS:
-        yield place.attempt(METHODS["optimal"], clock.share(1.0))
+        yield place.attempt(improve, allowance.share(0.35 if is_small else 0.75))
+    if not place.is_done_for(allowance.budget) and place.num_ops <= _MOST_SOLVED_OPS:
+        yield place.attempt(METHODS["optimal"], allowance.share(1.0))
 
 
 def _try_fixed(
-    place: Place, clock: Clock, *, wanted: Callable[[Method], bool] = lambda _: True
+    place: Place, allowance: Allowance, *, wanted: Callable[[Method], bool] = lambda _: True
 ) -> Iterator[Attempt]:
     """The methods that do not search."""
     for method in METHODS.values():
         if not method.is_search and place.fits(method) and wanted(method):
-            yield place.attempt(method, clock.share(1.0))
+            yield place.attempt(method, allowance.share(1.0))
 
 
-def _try_large(place: Place, clock: Clock) -> Iterator[Attempt]:
+def _try_large(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """Formulas take no time to speak of, and greedy is often optimal at once; rules take long."""
     has_time_for_all = place.num_ops <= _MOST_FORMULA_OPS
     if has_time_for_all:
-        yield from _try_fixed(place, clock, wanted=_is_formula)
+        yield from _try_fixed(place, allowance, wanted=_is_formula)
     can_improve = place.num_ops <= _MOST_IMPROVED_OPS
-    if not place.is_done_for(clock.budget):
-        yield place.attempt(METHODS["greedy"], clock.share(_LARGE_SHARE if can_improve else 1.0))
-    if can_improve and not place.is_done_for(clock.budget):
-        yield place.attempt(METHODS["improve"], clock.share(1.0))
-    if has_time_for_all and not place.is_done_for(clock.budget):
+    if not place.is_done_for(allowance.budget):
+        yield place.attempt(
+            METHODS["greedy"], allowance.share(_LARGE_SHARE if can_improve else 1.0)
+        )
+    if can_improve and not place.is_done_for(allowance.budget):
+        yield place.attempt(METHODS["improve"], allowance.share(1.0))
+    if has_time_for_all and not place.is_done_for(allowance.budget):
         rules_s = _RULE_S * place.num_ops
-        if place.best is None or rules_s < clock.share(1.0).time_limit_s:
-            yield from _try_fixed(place, clock, wanted=lambda method: not _is_formula(method))
+        if place.best is None or rules_s < allowance.share(1.0).time_limit_s:
+            yield from _try_fixed(place, allowance, wanted=lambda method: not _is_formula(method))
 
 
 def _is_formula(method: Method) -> bool:
@@ -198,25 +205,25 @@ def _is_formula(method: Method) -> bool:
     return method.pattern is not None
 
 
-def _look_around(places: list[Place], clock: Clock) -> Iterator[Attempt]:
+def _look_around(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
     """A short look at every placement, and a longer one at the favourites.
 
     Those with slants join the places.
     """
     greedy = METHODS["greedy"]
-    yield from _look(places, clock, _LOOK_SHARE)
+    yield from _look(places, allowance, _LOOK_SHARE)
     finer = slanted(favourites(places, _NUM_SLANTED))
-    yield from _look(finer, clock, _LOOK_SHARE)
+    yield from _look(finer, allowance, _LOOK_SHARE)
     places += finer
     best = favourites(places, _NUM_FAVOURITES)
     for number, place in enumerate(best):
         if not place.is_done:
-            yield place.attempt(greedy, clock.share(1 / (len(best) - number + 2)))
+            yield place.attempt(greedy, allowance.share(1 / (len(best) - number + 2)))
 
 
-def _look(places: Sequence[Place], clock: Clock, share: float) -> Iterator[Attempt]:
+def _look(places: Sequence[Place], allowance: Allowance, share: float) -> Iterator[Attempt]:
     """A few passes of greedy on each, in a share of the time that is left."""
-    yield from _each(places, METHODS["greedy"], clock, share, iterations=_LOOK_ITERATIONS)
+    yield from _each(places, METHODS["greedy"], allowance, share, iterations=_LOOK_ITERATIONS)
 
 
 def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -96,15 +96,21 @@ def rehearsed_line(step: int, planned: Timeline, measured: Timeline) -> str:
     )
 
 
-def attempts_table(attempts: Sequence[Attempt]) -> Group:
-    """Methods and placements by makespan, and under the table why the others do not fit."""
+def attempts_table(attempts: Sequence[Attempt], **costs: Callable[[Plan], float]) -> Group:
+    """Methods and placements by makespan, and under the table why the others do not fit.
+
+    Args:
+        attempts: to show.
+        costs: more columns: nanoseconds of a plan, by name.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for column, name in enumerate(ATTEMPT_COLUMNS):
+    for column, name in enumerate([*ATTEMPT_COLUMNS, *costs]):
         # The placement gives way first on a narrow terminal.
         table.add_column(name, justify="left" if column < 2 else "right", no_wrap=column != 1)
     for attempt in sorted(attempts, key=lambda attempt: attempt.makespan_ns):
         if attempt.plan:
-            table.add_row(*attempt_row(attempt, attempt.plan))
+            more = (f"{cost(attempt.plan) / 1e6:.2f} ms" for cost in costs.values())
+            table.add_row(*attempt_row(attempt, attempt.plan), *more)
     return Group(table, *(Text(reason, style="dim") for reason in reasons(attempts)))
 
 

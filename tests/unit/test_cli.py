@@ -47,17 +47,22 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     crosspipe: Command, problem_file: str
 ) -> None:
     lines = crosspipe("plan", problem_file).splitlines()
-    assert {line.split()[0] for line in lines[1:-1]} >= {"1f1b", "zb-h1", "greedy", "gpipe"}
+    assert {line.split()[0] for line in lines[1:-1]} >= {
+        "1f1b",
+        "zb-h1",
+        "crosspipe-greedy",
+        "gpipe",
+    }
     assert "does not" in next(line for line in lines if line.startswith("gpipe"))
     assert lines[1].split()[0] == lines[-1].split(":")[0]
 
 
 def test_what_one_method_proves_holds_for_all_rows(crosspipe: Command) -> None:
-    sizes = ("--ranks", "2", "--num-microbatches", "4", "--placement", "wave", "--memory", "1")
+    sizes = ("--ranks", "2", "--num-microbatches", "6", "--placement", "wave", "--memory", "1")
     links = ("--latency-ratio", "1", "--bandwidth-ratio", "0.5")
     crosspipe("problem", *sizes, *links, "-o", "wave.json")
     *rows, verdict = crosspipe("plan", "wave.json").splitlines()
-    shortest = [row for row in rows if "20.50 ms" in row]
+    shortest = [row for row in rows if "27.50 ms" in row]
     assert len(shortest) > 1
     assert {"proven" in row for row in shortest} == {"proven" in verdict}
 
@@ -148,6 +153,9 @@ def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
     edit(problem_file, links=[{"src": "us", "dst": "eu"} | samples])
     lines = crosspipe("plan", problem_file, "--quantile", "0.95", "-o", "plan.json").splitlines()
     assert lines[-1].startswith("over sampled links: p50 ")
+    assert lines[0].split()[-1] == "p95"
+    least = min(float(line.split()[-2]) for line in lines[1:] if line.endswith(" ms "))
+    assert f"p95 {least:.2f}" in lines[-1]
     assert sum(line.startswith("gpipe does not fit: ") for line in lines) == 1
     content = json.loads(Path("plan.json").read_text())
     assert content["makespan_us"] <= content["p50_us"] < content["p95_us"]
@@ -228,6 +236,7 @@ def test_a_method_on_the_wrong_placement(crosspipe: Command, problem_file: str) 
     code, message = crosspipe.fails("plan", problem_file, "--method", "zb-v")
     assert code == 2
     assert "zb-v needs the placement 'wave'" in message
+    assert "make one with `crosspipe problem --placement wave`, or give layers" in message
 
 
 def test_no_such_method(crosspipe: Command, problem_file: str) -> None:

@@ -48,7 +48,13 @@ def test_auto_tries_what_fits_the_placement(placement: tuple[int, ...], methods:
     attempts: list[Attempt] = []
     plan(make_problem(placement, 4), budget=BUDGET, on_attempt=attempts.append)
     tried = {attempt.method for attempt in attempts}
-    assert tried - {"optimal"} == methods | {"crosspipe-greedy", "greedy"}
+    assert tried - {"greedy", "improve", "optimal"} == methods | {"crosspipe-greedy"}
+
+
+def test_searches_are_for_what_formulas_leave_open() -> None:
+    attempts: list[Attempt] = []
+    plan(regions_problem(4, 8), budget=BUDGET, on_attempt=attempts.append)  # zb-h1 is optimal
+    assert not {"greedy", "improve", "optimal"} & {attempt.method for attempt in attempts}
 
 
 def test_attempt_that_fails_says_why() -> None:
@@ -117,7 +123,7 @@ def test_plan_above_the_bound_has_a_gap() -> None:
 
 
 def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
-    links = [link(0, 1, 1.3, 0), link(1, 0, 1.3, 0)]
+    links = [link(0, 1, 4, 0), link(1, 0, 4, 0)]
     problem = make_problem((0, 1, 1, 0), 8, rank={"memory_limit_bytes": 4}, links=links)
     made = plan(problem, budget=Budget(time_limit_s=0.0))
     assert (made.method, made.status) == ("zb-v", "time_limit")
