@@ -148,8 +148,8 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
         yield from _try_fixed(place, allowance, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
         if not places[0].is_done_for(allowance.budget):
-            is_small = places[0].num_ops <= _MOST_EASY_OPS
-            yield places[0].attempt(METHODS["greedy"], allowance.share(0.15 if is_small else 0.2))
+            is_hard = places[0].num_ops > _MOST_EASY_OPS and not places[0].is_bound_by_channels
+            yield places[0].attempt(METHODS["greedy"], allowance.share(0.2 if is_hard else 0.1))
     else:
         yield from _look_around(places, allowance)
     for place in favourites(places, 1):
@@ -158,17 +158,9 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
 
 def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
-    improve = METHODS["improve"]
-    if place.is_bound_by_channels:
-        if not place.is_done_for(allowance.budget):
-            yield place.attempt(improve, allowance.share(0.15))
-        # Moves seldom lead from one rhythm of the borders to another.
-        if not place.is_done_for(allowance.budget):
-            other = replace(allowance.share(0.25), seed=allowance.budget.seed + 1)
-            yield place.attempt(improve, other, is_afresh=True)
-    elif not place.is_done_for(allowance.budget):
+    if not (place.is_done_for(allowance.budget) or place.is_bound_by_channels):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(improve, allowance.share(0.35 if is_small else 0.75))
+        yield place.attempt(METHODS["improve"], allowance.share(0.35 if is_small else 0.75))
     if not place.is_done_for(allowance.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], allowance.share(1.0))
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import Bounds
@@ -63,6 +65,7 @@ class EndsModel:
     Attributes:
         model: for the solver.
         unit_ns: all times are multiples of it.
+        limit_ns: as given.
     """
 
     def __init__(
@@ -77,17 +80,33 @@ class EndsModel:
 
         self.model = cp_model.CpModel()
         self.unit_ns = unit_of(problem, costs)
-        self._limit_ns = limit_ns
+        self.limit_ns = limit_ns
         self._reach_ns = reach_ns
         self._on_machine: dict[int, list[Any]] = defaultdict(list)
-        steps = _steps(problem, costs, bounds)
-        starts: list[list[Any]] = []
+        self._steps = steps = _steps(problem, costs, bounds)
+        self._starts: list[list[Any]] = []
         for m in range(problem.num_microbatches):
-            before = starts[-1] if starts else [None] * len(steps)
-            starts.append(self._microbatch(steps, m, before))
-        self._memory(memory_windows(problem, costs), steps, starts)
+            before = self._starts[-1] if m else [None] * len(steps)
+            self._starts.append(self._microbatch(steps, m, before))
+        self._memory(memory_windows(problem, costs), steps, self._starts)
         for intervals in self._on_machine.values():
             self.model.add_no_overlap(intervals)
+
+    def starts_ns(self, solver: cp_model.CpSolver) -> dict[tuple[int, Kind], Times]:
+        """When the F's and I's of each stage start in a solution, by microbatch.
+
+        One that is left out starts when what the microbatch did before has reached it.
+        """
+        found: dict[tuple[int, Kind], Times] = {}
+        earliest = np.zeros(len(self._starts), dtype=np.int64)
+        for place, step in enumerate(self._steps):
+            kept = [starts[place] for starts in self._starts]
+            values = [0 if start is None else solver.value(start) * self.unit_ns for start in kept]
+            start_ns = np.maximum(values, np.maximum(earliest, step.heads))
+            if step.op:
+                found[step.op] = start_ns
+            earliest = start_ns + step.duration + step.lag
+        return found
 
     def _microbatch(self, steps: Sequence[_Step], m: int, before: Sequence[Any]) -> list[Any]:
         """Adds the steps of a microbatch, each after the same one of the microbatch before.
@@ -129,7 +148,7 @@ class EndsModel:
     def _start(self, step: _Step, m: int) -> Any:
         size = step.duration // self.unit_ns
         earliest = -(-int(step.heads[m]) // self.unit_ns)
-        latest = (self._limit_ns - int(step.tails[m])) // self.unit_ns - size
+        latest = (self.limit_ns - int(step.tails[m])) // self.unit_ns - size
         start = self.model.new_int_var(min(earliest, latest), latest, "")
         if earliest > latest:
             self.model.add(start >= earliest)  # no schedule is this short

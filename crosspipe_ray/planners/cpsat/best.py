@@ -1,0 +1,136 @@
+"""What the solver has found so far, and what it may still spend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crosspipe_ray.costs import StageCosts
+from crosspipe_ray.planners.bounds.makespan import Bounds
+from crosspipe_ray.planners.cpsat.ends import EndsModel
+from crosspipe_ray.planners.cpsat.model import Model
+from crosspipe_ray.planners.order import Order
+from crosspipe_ray.planners.progress import OnProgress
+from crosspipe_ray.problem import Problem
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+_NUM_REFUSALS = 4  # steps in which cheap refusals raise the bound
+_MOST_REFUSED = 0.02  # above the bound, as a share of it; refusals of more are not cheap
+
+
+@dataclass(slots=True)
+class Limits:
+    """What is left of the clock and of the effort."""
+
+    deadline: float
+    effort: float
+    workers: int
+    seed: int
+
+    @property
+    def left_s(self) -> float:
+        """Of the clock."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def are_reached(self) -> bool:
+        """Whether nothing more should be started."""
+        return not self.left_s or self.effort <= 0
+
+    def solver(self, patience: float, *, workers: int | None = None) -> cp_model.CpSolver:
+        """One that gives up in time; no linear relaxations, as they are of no use here."""
+        from ortools.sat.python import cp_model  # a heavy import, for this method alone
+
+        solver = cp_model.CpSolver()
+        parameters = solver.parameters
+        parameters.max_time_in_seconds = self.left_s
+        parameters.max_deterministic_time = min(patience, self.effort)
+        parameters.num_workers = workers = workers or self.workers
+        parameters.interleave_search = workers > 1  # else the faster thread would decide
+        parameters.random_seed = self.seed
+        parameters.linearization_level = 0
+        return solver
+
+    def solve(self, solver: cp_model.CpSolver, model: Model | EndsModel) -> cp_model.CpSolverStatus:
+        """Solves, and counts the effort."""
+        status = solver.solve(model.model)
+        self.effort -= solver.response_proto.deterministic_time
+        return status
+
+
+class Best:
+    """The best order and the highest bound so far.
+
+    Attributes:
+        problem: with stages.
+        costs: of the problem.
+        bounds: of the problem.
+        order: the shortest known.
+        makespan_ns: of the order.
+        bound_ns: no order is shorter that runs no B where the backward is split.
+        is_stuck: the clock orders ops without duration otherwise than the solver.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        costs: Sequence[StageCosts],
+        bounds: Bounds,
+        order: Order,
+        report: OnProgress,
+    ) -> None:
+        self.problem = problem
+        self.costs = costs
+        self.bounds = bounds
+        self.order = order
+        self.makespan_ns = order.timeline(problem).makespan_ns
+        self.bound_ns = bounds.makespan_ns
+        self.is_stuck = False
+        self._report = report
+
+    def is_within(self, gap: float) -> bool:
+        """Whether the best order is good enough."""
+        return self.makespan_ns <= self.bound_ns * (1 + gap)
+
+    def take(self, order: Order) -> bool:
+        """Takes an order if it is shorter; whether it is."""
+        makespan_ns = order.timeline(self.problem).makespan_ns
+        if makespan_ns >= self.makespan_ns:
+            return False
+        self.order, self.makespan_ns = order, makespan_ns
+        self._report(self.makespan_ns, self.bound_ns)
+        return True
+
+    def raise_bound(self, refused_ns: int, unit_ns: int) -> None:
+        """To what comes after a makespan that was refused; times are multiples of the unit."""
+        self.bound_ns = (refused_ns // unit_ns + 1) * unit_ns
+        self._report(self.makespan_ns, self.bound_ns)
+
+
+def refuse(best: Best, limits: Limits, ways: Sequence[Callable[[int], bool]], gap: float) -> None:
+    """Raises the bound in steps to what the gap needs, until no way refuses the next one.
+
+    Args:
+        best: of which the bound is raised.
+        limits: when they are reached, nothing more is asked.
+        ways: asked one after the other, each for a makespan that it may refuse. What refuses none
+            refuses no longer one either, and is asked no more.
+        gap: that is wanted.
+    """
+    if best.is_within(gap):
+        return
+    left = list(ways)
+    enough_ns = min(best.makespan_ns - 1, int(best.makespan_ns / (1 + gap)))
+    highest_ns = min(enough_ns, int(best.bound_ns * (1 + _MOST_REFUSED)))
+    step_ns = (highest_ns - best.bound_ns) // _NUM_REFUSALS
+    for steps_left in reversed(range(_NUM_REFUSALS)):
+        limit_ns = highest_ns - steps_left * step_ns
+        while limit_ns >= best.bound_ns:
+            if not left or limits.are_reached:
+                return
+            if not left[0](limit_ns):
+                del left[0]
