@@ -7,6 +7,7 @@ from enum import Enum
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.problem import Layer, Problem, Stage
@@ -176,21 +177,26 @@ def balanced_cuts(
     """
     border = np.concatenate([[0.0], np.cumsum(work)])
     parts = np.where(np.tri(len(border), dtype=bool), np.inf, border - border[:, None])
-    by_share = [parts / share for share in shares or (1.0,) * num_parts]
+    shares = shares or (1.0,) * num_parts
     # Two shortest paths over the borders: the first finds the lightest heaviest part, the second
-    # keeps to it and finds the least sum of squares.
-    heaviest = by_share[0][0]
-    for weights in by_share[1:]:
-        heaviest = np.maximum(heaviest[:, None], weights).min(axis=0)
-    squares = [np.where(weights <= heaviest[-1], weights**2, np.inf) for weights in by_share]
-    sums, arrivals = squares[0][0], []
-    for each in squares[1:]:
-        arrivals.append((sums[:, None] + each).argmin(axis=0))
-        sums = (sums[:, None] + each).min(axis=0)
+    # keeps to it and finds the least sum of squares. Matrices are made one at a time, as there may
+    # be a thousand of a million entries.
+    heaviest = parts[0] / shares[0]
+    for share in shares[1:]:
+        heaviest = np.maximum(heaviest[:, None], parts / share).min(axis=0)
+    sums, arrivals = _squares(parts / shares[0], heaviest[-1])[0], []
+    for share in shares[1:]:
+        through = sums[:, None] + _squares(parts / share, heaviest[-1])
+        arrivals.append(through.argmin(axis=0))
+        sums = through.min(axis=0)
     cuts = [len(work)]
     for came_from in reversed(arrivals):
         cuts.append(int(came_from[cuts[-1]]))
     return [0, *reversed(cuts)]
+
+
+def _squares(weights: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    return np.where(weights <= most, weights**2, np.inf)
 
 
 def _stage(layers: Sequence[Layer], first: int, rank: int) -> Stage:

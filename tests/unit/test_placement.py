@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -117,3 +118,12 @@ def test_cuts_are_the_best_of_all(data: st.DataObject) -> None:
 
 def test_heavy_layer_does_not_leave_the_others_uneven() -> None:
     assert balanced_cuts([10, 1, 1, 1, 1, 1, 1], 3) == [0, 1, 4, 7]
+
+
+def test_cuts_into_many_parts_hold_few_matrices() -> None:
+    num_layers = 200
+    tracemalloc.start()
+    balanced_cuts([1] * num_layers, 100)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 10 * 8 * num_layers**2
