@@ -190,7 +190,7 @@ def _look(places: Sequence[Place], clock: Clock, share: float) -> Iterator[Attem
 
 
 def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
-    """The shortest plan; without any, the last reason, as greedy asks for the least memory."""
+    """The shortest plan; without any, the least demanding reason."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
@@ -201,6 +201,7 @@ def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
             f"num_stages_per_rank: {method} has no placement with that many stages on a rank"
         )
     reasons = [attempt.error for attempt in attempts if attempt.error]
-    raise next(
-        (error for error in reversed(reasons) if isinstance(error, InfeasibleError)), reasons[-1]
-    )
+    lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
+    if lacking:  # of equal ones the last, as greedy asks for the least memory
+        raise min(reversed(lacking), key=lambda error: error.missing_bytes)
+    raise reasons[-1]

@@ -194,6 +194,22 @@ def test_too_few_layers_for_any_placement() -> None:
         plan(layered(1, 2), budget=BUDGET)
 
 
+@pytest.mark.parametrize("method", ["auto", "greedy"])
+def test_layers_in_too_little_memory_name_the_least_that_would_do(method: str) -> None:
+    layers = [{**UNIT_STAGE, "weight_bytes": weight} for weight in (10, 1, 1, 1)]
+    ranks = [{"memory_limit_bytes": limit} for limit in (9, 20)]
+    problem = layered(4, 2, layers=layers, ranks=ranks)
+    with pytest.raises(InfeasibleError, match=r"rank 0 .* 9 is 2 bytes too few; .* needs 11$"):
+        plan(problem, method=method, budget=BUDGET)
+
+
+def test_layers_are_cut_to_fit_into_memory() -> None:
+    stage = {**UNIT_STAGE, "weight_bytes": 10}
+    ranks = [{"memory_limit_bytes": limit} for limit in (15, 60)]
+    made = plan(layered(4, 2, layers=[stage] * 4, ranks=ranks), budget=BUDGET)
+    assert [stage.layers for stage in made.problem.stages] == [(0, 1), (1, 4)]
+
+
 def test_latency_makes_greedy_win() -> None:
     problem = make_problem((0, 1), 6, links=[link(0, 1, 3, 1), link(1, 0, 3, 1)])
     made = plan(problem, budget=BUDGET)
