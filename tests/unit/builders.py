@@ -194,3 +194,16 @@ def _cluster_links(draw: st.DrawFn, clusters: set[str]) -> list[dict[str, Any]]:
     back = link("eu", "us", draw(st.integers(0, 6)), draw(st.integers(0, 3)))
     back["codec"] = draw(st.sampled_from(CODECS))
     return [{**there, "channel": draw(st.sampled_from((None, "per_pair")))}, back]
+
+
+def renamed(problem: Problem, names: list[int]) -> Problem:
+    """The same problem where rank ``r`` is called ``names[r]``."""
+    data = problem.model_dump()
+    data["ranks"] = [data["ranks"][names.index(name)] for name in range(len(names))]
+    for stage in data["stages"]:
+        stage["rank"] = names[stage["rank"]]
+    for link in data["links"]:
+        for end in ("src", "dst"):
+            if isinstance(link[end], int):
+                link[end] = names[link[end]]
+    return Problem.model_validate(data)
