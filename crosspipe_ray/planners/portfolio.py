@@ -204,4 +204,4 @@ def _best(attempts: Sequence[Attempt], method: str, *, wall_s: float) -> Plan:
     lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
     if lacking:  # of equal ones the last, as greedy asks for the least memory
         raise min(reversed(lacking), key=lambda error: error.missing_bytes)
-    raise reasons[-1]
+    raise reasons[0]  # of the placement with the fewest stages

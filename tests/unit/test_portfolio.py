@@ -190,7 +190,7 @@ def test_more_stages_than_layers() -> None:
 
 
 def test_too_few_layers_for_any_placement() -> None:
-    with pytest.raises(ProblemError, match="are more than the 1 layers"):
+    with pytest.raises(ProblemError, match=r"2 stages \(1 on each of 2 .* than the 1 layers"):
         plan(layered(1, 2), budget=BUDGET)
 
 
