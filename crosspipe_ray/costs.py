@@ -173,6 +173,29 @@ def check_memory_suffices(problem: Problem) -> None:
     )
 
 
+def check_inputs_fit(problem: Problem) -> None:
+    """Refuses a problem whose messages no schedule fits.
+
+    With microbatches one after the other only one message waits at a time, so the largest one is
+    exactly the least memory.
+
+    Raises:
+        InfeasibleError: names the rank and the bytes that it lacks.
+    """
+    needed = [0] * len(problem.ranks)
+    for transfer in (each for cost in stage_costs(problem) for each in cost.transfers):
+        if transfer.src != transfer.dst:
+            needed[transfer.dst] = max(needed[transfer.dst], transfer.num_bytes)
+    for rank, (each, num_bytes) in enumerate(zip(problem.ranks, needed, strict=True)):
+        limit = each.message_memory_limit_bytes
+        if limit is not None and limit < num_bytes:
+            raise InfeasibleError(
+                f"rank {rank} ({each.cluster}): message_memory_limit_bytes {limit} is "
+                f"{num_bytes - limit} bytes too few; its largest input alone needs {num_bytes}",
+                missing_bytes=num_bytes - limit,
+            )
+
+
 def _least_bytes(problem: Problem, rank: int) -> int:
     stages = problem.stages_of_rank[rank]
     return resident_bytes(problem, rank) + sum(problem.stages[s].activation_bytes for s in stages)

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Op, parse_op
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
@@ -91,6 +92,18 @@ def regions_problem(
         for dst in (src - 1, src + 1)
         if 0 <= dst < num_clusters
     ]
+    return Problem.model_validate(data)
+
+
+def with_message_memory(problem: Problem, *, spare_bytes: int) -> Problem:
+    """The same problem where each rank that takes messages has room for the largest, and more."""
+    largest = [0] * len(problem.ranks)
+    for transfer in (each for cost in stage_costs(problem) for each in cost.transfers):
+        if transfer.src != transfer.dst:
+            largest[transfer.dst] = max(largest[transfer.dst], transfer.num_bytes)
+    data = problem.model_dump()
+    for rank, num_bytes in zip(data["ranks"], largest, strict=True):
+        rank["message_memory_limit_bytes"] = max(0, num_bytes + spare_bytes)
     return Problem.model_validate(data)
 
 

@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InfeasibleError, ProblemError
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import UNIT_STAGE, link, make_problem, problems, regions_problem
+from tests.unit.builders import (
+    UNIT_STAGE,
+    link,
+    make_problem,
+    problems,
+    regions_problem,
+    with_message_memory,
+)
 
 BUDGET = Budget(iterations=6, time_limit_s=60.0)
 
@@ -86,11 +94,26 @@ def test_auto_finds_what_fits_into_memory() -> None:
 
 
 def test_received_inputs_over_their_memory_name_rank_and_bytes() -> None:
-    data = make_problem((0, 1), 4, rank={"message_memory_limit_bytes": 999}).model_dump()
+    data = make_problem((0, 1), 4, rank={"message_memory_limit_bytes": 1000}).model_dump()
     data["stages"][1]["forward_us"] = 5
     problem = Problem.model_validate(data)
-    with pytest.raises(InfeasibleError, match=r"rank 1 \(default\) lets 3000 bytes .* 2001 more"):
+    with pytest.raises(InfeasibleError, match=r"rank 1 \(default\) lets 3000 bytes .* 2000 more"):
         plan(problem, method="gpipe", budget=BUDGET)
+
+
+@settings(max_examples=60)
+@given(problems(), st.sampled_from(["auto", "greedy", "improve", "optimal"]))
+def test_room_for_one_message_is_enough(problem: Problem, method: str) -> None:
+    made = plan(with_message_memory(problem, spare_bytes=0), method=method, budget=BUDGET)
+    peaks, ranks = made.timeline.peak_message_bytes, made.problem.ranks
+    limits = [rank.message_memory_limit_bytes or 0 for rank in ranks]
+    assert all(peak <= limit for peak, limit in zip(peaks, limits, strict=True))
+
+
+def test_room_for_less_than_one_message_names_rank_and_bytes() -> None:
+    problem = with_message_memory(make_problem((0, 1), 4), spare_bytes=-1)
+    with pytest.raises(InfeasibleError, match=r"999 is 1 bytes too few; its .* alone needs 1000"):
+        plan(problem, budget=BUDGET)
 
 
 def test_plan_whose_receives_cannot_be_posted_is_refused() -> None:
