@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from crosspipe_ray.planners.placement import Pattern, place, region_sizes
-from crosspipe_ray.planners.rank_order import best_order
+from crosspipe_ray.planners.rank_order import best_order, has_room, roomiest_order
 from crosspipe_ray.problem import Problem
 
 _VISITS = (2, 3, 4)
@@ -72,6 +72,8 @@ def _orders(problem: Problem) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "", order
     if len({rank.memory_limit_bytes for rank in problem.ranks}) > 1:
         yield " reversed", order[::-1]
+        if not has_room(problem, order) and not has_room(problem, order[::-1]):
+            yield " by memory", roomiest_order(problem)
 
 
 def _shapes(problem: Problem, patterns: Sequence[Pattern]) -> Iterator[tuple[Pattern, int]]:

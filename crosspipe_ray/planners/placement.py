@@ -144,10 +144,7 @@ def place(
     made = _with_stages(problem, ranks, balanced_cuts(work, len(ranks), shares=shares))
     if not any(missing_bytes(made)):
         return made
-    held = [
-        layer.activation_bytes + layer.weight_bytes + layer.optimizer_bytes
-        for layer in problem.layers
-    ]
+    held = [layer.least_bytes for layer in problem.layers]
     limits = [_bytes_of_stage(problem, rank, num_stages_per_rank, sum(held)) for rank in ranks]
     cuts = balanced_cuts(work, len(ranks), shares=shares, held_bytes=held, limits_bytes=limits)
     return min(made, _with_stages(problem, ranks, cuts), key=lambda each: max(missing_bytes(each)))

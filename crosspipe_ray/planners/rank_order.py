@@ -1,4 +1,4 @@
-"""In which order the pipeline goes through the ranks: a shortest way through all of them."""
+"""In which order the pipeline goes through the ranks: a short way, or one with room for all."""
 
 from __future__ import annotations
 
@@ -36,6 +36,47 @@ def best_order(problem: Problem) -> tuple[int, ...]:
         return tuple(ranks)
     delays = _within_clusters(_delays(problem, ranks), [clusters[rank] for rank in ranks])
     return tuple(ranks[index] for index in _shortest_way(delays))
+
+
+def has_room(problem: Problem, order: Sequence[int]) -> bool:
+    """Whether one microbatch fits into the ranks in this order, with one stage on each."""
+    end = 0
+    for turn, rank in enumerate(order, start=1):
+        end = _filled(problem, rank, end, turn)
+    return end == len(problem.layers)
+
+
+def roomiest_order(problem: Problem) -> tuple[int, ...]:
+    """The order in which ranks hold the most layers, one stage each, wherever the ranks are.
+
+    Each holds as many as it can, which is exact where each has room for any one layer. For more
+    than ten ranks, the order of their indices.
+    """
+    if len(problem.ranks) > _MOST_EXACT:
+        return tuple(range(len(problem.ranks)))
+
+    @cache
+    def filled(ranks: frozenset[int]) -> tuple[int, tuple[int, ...]]:
+        """How many layers these ranks hold at most, and their order."""
+        before = {rank: filled(ranks - {rank}) for rank in ranks}
+        return max(
+            (
+                (_filled(problem, rank, end, len(ranks)), (*order, rank))
+                for rank, (end, order) in before.items()
+            ),
+            default=(0, ()),
+        )
+
+    return filled(frozenset(range(len(problem.ranks))))[1]
+
+
+def _filled(problem: Problem, rank: int, first: int, turn: int) -> int:
+    """Where the layers end that a rank holds; each of the ranks after it is left one."""
+    end, room = first, _memory(problem, rank)
+    most = len(problem.layers) - len(problem.ranks) + turn
+    while end < most and (room := room - problem.layers[end].least_bytes) >= 0:
+        end += 1
+    return end
 
 
 def _memory(problem: Problem, rank: int) -> float:

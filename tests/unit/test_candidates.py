@@ -1,5 +1,13 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosspipe_ray.costs import missing_bytes
 from crosspipe_ray.planners.candidates import candidates
-from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.placement import Pattern, place
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import UNIT_STAGE
 
@@ -45,6 +53,28 @@ def test_unequal_memory_is_tried_both_ways() -> None:
     tried = candidates(problem, [Pattern.ONE_PER_RANK])
     made = {each.name: each.placed(problem).rank_of_stage for each in tried}
     assert made == {"one_per_rank": (1, 0), "one_per_rank reversed": (0, 1)}
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=4, max_size=7),
+    st.lists(st.integers(21, 50), min_size=4, max_size=4),
+)
+def test_layers_that_fit_in_any_order_of_ranks_are_placed(
+    weights: list[int], limits: list[int]
+) -> None:
+    problem = layered(
+        "abcd",
+        0,
+        ranks=[{"memory_limit_bytes": limit} for limit in limits],
+        layers=[{**UNIT_STAGE, "weight_bytes": weight} for weight in weights],
+    )
+    tried = candidates(problem, [Pattern.ONE_PER_RANK])
+    least = min(max(missing_bytes(each.placed(problem))) for each in tried)
+    ways = [
+        place(problem, Pattern.ONE_PER_RANK, num_stages_per_rank=1, order=order)
+        for order in permutations(range(4))
+    ]
+    assert (least == 0) == any(max(missing_bytes(way)) == 0 for way in ways)
 
 
 def test_slants_take_work_from_the_first_ranks() -> None:
