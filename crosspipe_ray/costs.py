@@ -142,25 +142,63 @@ def activation_limit_bytes(problem: Problem, rank: int) -> int | None:
     return None if limit is None else limit - resident_bytes(problem, rank)
 
 
-def check_memory_suffices(problem: Problem) -> None:
-    """Refuses a problem that no schedule fits.
+def missing_bytes(problem: Problem) -> list[int]:
+    """What each rank lacks for one microbatch alone; 0 where it fits.
 
     One microbatch visits all stages of a rank before the first of them is given back, and
     microbatches one after the other need no more; so that sum is exactly the least memory.
+    """
+    return [
+        max(0, _least_bytes(problem, rank) - limit) if limit is not None else 0
+        for rank, limit in enumerate(each.memory_limit_bytes for each in problem.ranks)
+    ]
+
+
+def check_memory_suffices(problem: Problem) -> None:
+    """Refuses a problem that no schedule fits.
+
+    Raises:
+        InfeasibleError: names the rank that lacks the most, and the bytes.
+    """
+    missing = missing_bytes(problem)
+    most = max(missing)
+    if not most:
+        return
+    rank, others = missing.index(most), sum(map(bool, missing)) - 1
+    raise InfeasibleError(
+        f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes "
+        f"{problem.ranks[rank].memory_limit_bytes} is {most} bytes too few; one microbatch alone "
+        f"needs {_least_bytes(problem, rank)}{'; others lack as much or less' if others else ''}",
+        missing_bytes=most,
+    )
+
+
+def check_inputs_fit(problem: Problem) -> None:
+    """Refuses a problem whose messages no schedule fits.
+
+    With microbatches one after the other only one message waits at a time, so the largest one is
+    exactly the least memory.
 
     Raises:
         InfeasibleError: names the rank and the bytes that it lacks.
     """
-    for rank, stages in enumerate(problem.stages_of_rank):
-        limit = problem.ranks[rank].memory_limit_bytes
-        needed = resident_bytes(problem, rank) + sum(
-            problem.stages[s].activation_bytes for s in stages
-        )
-        if limit is not None and limit < needed:
+    needed = [0] * len(problem.ranks)
+    for transfer in (each for cost in stage_costs(problem) for each in cost.transfers):
+        if transfer.src != transfer.dst:
+            needed[transfer.dst] = max(needed[transfer.dst], transfer.num_bytes)
+    for rank, (each, num_bytes) in enumerate(zip(problem.ranks, needed, strict=True)):
+        limit = each.message_memory_limit_bytes
+        if limit is not None and limit < num_bytes:
             raise InfeasibleError(
-                f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes {limit} is "
-                f"{needed - limit} bytes too few; one microbatch alone needs {needed}"
+                f"rank {rank} ({each.cluster}): message_memory_limit_bytes {limit} is "
+                f"{num_bytes - limit} bytes too few; its largest input alone needs {num_bytes}",
+                missing_bytes=num_bytes - limit,
             )
+
+
+def _least_bytes(problem: Problem, rank: int) -> int:
+    stages = problem.stages_of_rank[rank]
+    return resident_bytes(problem, rank) + sum(problem.stages[s].activation_bytes for s in stages)
 
 
 def send_op(op: Op, transfer: Transfer) -> Op:

@@ -69,6 +69,15 @@ class ClusterError(InputError):
 
 
 class InfeasibleError(CrosspipeError):
-    """No schedule fits; the message names the rank and how many bytes it lacks."""
+    """No schedule fits; the message names the rank and how many bytes it lacks.
+
+    Args:
+        message: the rank and the bytes.
+        missing_bytes: what it lacks for one microbatch alone; 0 where that would fit.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, missing_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes

@@ -114,6 +114,11 @@ class Stage(Costs):
 class Layer(Costs):
     """One layer, to be placed by the planner; costs are per microbatch."""
 
+    @property
+    def least_bytes(self) -> int:
+        """Memory for one microbatch."""
+        return self.activation_bytes + self.weight_bytes + self.optimizer_bytes
+
 
 class Codec(Record):
     """How the messages of a link are encoded: fewer bytes, other numerics (see `codec`)."""

@@ -1,18 +1,16 @@
-"""Placements worth trying for a problem with layers: patterns, visits, orders of regions."""
+"""Placements worth trying for a problem with layers: patterns, visits, orders of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, permutations
 
 from crosspipe_ray.planners.placement import Pattern, place, region_sizes
+from crosspipe_ray.planners.rank_order import best_order, has_room, roomiest_order
 from crosspipe_ray.problem import Problem
-from crosspipe_ray.topology import Route, topology_of
 
 _VISITS = (2, 3, 4)
 _SLANTS = (0.1, 0.17, 0.25, 0.34)
-_MOST_ORDERED_CLUSTERS = 6  # orders of more are not searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,48 +57,23 @@ def candidates(problem: Problem, patterns: Sequence[Pattern]) -> list[Candidate]
     """Placements of a problem by these patterns; equal ones once."""
     if problem.stages:
         return [Candidate("as given")]
-    order = best_order(problem)
     made: dict[tuple[int, ...], Candidate] = {}
-    for pattern, visits in _shapes(problem, patterns):
-        name = pattern.value + (f" x{visits}" if visits > 2 else "")
-        candidate = Candidate(name, pattern, visits, order)
-        made.setdefault(_ranks_of_stages(problem, candidate), candidate)
+    for suffix, order in _orders(problem):
+        for pattern, visits in _shapes(problem, patterns):
+            name = pattern.value + (f" x{visits}" if visits > 2 else "") + suffix
+            candidate = Candidate(name, pattern, visits, order)
+            made.setdefault(_ranks_of_stages(problem, candidate), candidate)
     return list(made.values())
 
 
-def best_order(problem: Problem) -> tuple[int, ...]:
-    """Ranks cluster by cluster, clusters in the order with the least delay there and back.
-
-    Ranks of a cluster stay in the order of their indices; so does all that is equally good.
-    """
-    members: dict[str, list[int]] = {}
-    for rank, each in enumerate(problem.ranks):
-        members.setdefault(each.cluster, []).append(rank)
-    names = list(members)
-    if len(names) <= _MOST_ORDERED_CLUSTERS:
-        routes = topology_of(problem).routes
-        num_bytes = max((layer.output_bytes for layer in problem.layers), default=0)
-        orders = [list(row) for row in permutations(names)]
-        names = min(orders, key=lambda row: _delay_ns(row, members, routes, num_bytes))
-    return tuple(rank for name in names for rank in members[name])
-
-
-def _delay_ns(
-    names: Sequence[str],
-    members: dict[str, list[int]],
-    routes: dict[tuple[int, int], Route],
-    num_bytes: int,
-) -> int:
-    """What the borders cost one microbatch; occupancy counts more, as it is harder to hide."""
-    total = 0
-    for before, after in pairwise(names):
-        last, first = members[before][-1], members[after][0]
-        for pair in ((last, first), (first, last)):
-            if pair in routes:
-                route = routes[pair]
-                occupancy_ns = route.occupancy_ns(route.carried_bytes(num_bytes))
-                total += route.latency_ns + 2 * occupancy_ns
-    return total
+def _orders(problem: Problem) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Orders of ranks, with what is added to a name; with unequal memory, both ways count."""
+    order = best_order(problem)
+    yield "", order
+    if len({rank.memory_limit_bytes for rank in problem.ranks}) > 1:
+        yield " reversed", order[::-1]
+        if not has_room(problem, order) and not has_room(problem, order[::-1]):
+            yield " by memory", roomiest_order(problem)
 
 
 def _shapes(problem: Problem, patterns: Sequence[Pattern]) -> Iterator[tuple[Pattern, int]]:

@@ -185,6 +185,27 @@ def forward_only(problem: Problem) -> Schedule:
     )
 
 
+def one_by_one(problem: Problem) -> Schedule:
+    """One microbatch after the other, on any placement: the least memory, and a long step.
+
+    No rank holds more than one microbatch, and only one message is on its way or waits.
+    """
+    microbatches = np.arange(problem.num_microbatches)[:, None]
+    codes = [
+        (np.array([op_code(*row, 0) for row in _rows(problem, stages)]) + microbatches).ravel()
+        for stages in problem.stages_of_rank
+    ]
+    return Schedule.of_codes(np.concatenate(codes), [len(ops) for ops in codes])
+
+
+def _rows(problem: Problem, stages: Sequence[int]) -> Iterator[tuple[int, Kind]]:
+    """What a rank does for one microbatch: W's last, as no other rank waits for them."""
+    yield from ((stage, Kind.F) for stage in stages)
+    for stage in reversed(stages):
+        yield stage, Kind.B if problem.is_fused(stage) else Kind.I
+    yield from ((stage, Kind.W) for stage in stages if not problem.is_fused(stage))
+
+
 class _Counter:
     """Yields the next op of a stage and kind; nothing once all microbatches are done."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crosspipe_ray.costs import missing_bytes
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.problem import Layer, Problem, Stage
 
@@ -106,6 +107,10 @@ def place(
     The first ranks hold a microbatch the longest, and with delays their memory limits the step. A
     slant gives them less work, so that they have room for more microbatches.
 
+    Where one microbatch alone does not fit so, layers are cut by memory first: no stage holds more
+    than an equal part of its rank's limit, by the least excess where that cannot be. Not searched:
+    unequal parts of a limit, and cuts with room for more than one microbatch.
+
     Args:
         problem: with layers.
         pattern: of the placement.
@@ -129,16 +134,32 @@ def place(
             f"ranks) are more than the {len(problem.layers)} layers; "
             "take fewer ranks or more layers"
         )
+    middle = max(1, len(order) - 1) / 2
+    shares = [1 + slant * (position / middle - 1) for position in positions]
     work = [
         layer.forward_us + layer.backward_input_us + layer.backward_weight_us
         for layer in problem.layers
     ]
-    middle = max(1, len(order) - 1) / 2
-    shares = [1 + slant * (position / middle - 1) for position in positions]
-    cuts = balanced_cuts(work, len(positions), shares=shares)
+    ranks = [order[position] for position in positions]
+    made = _with_stages(problem, ranks, balanced_cuts(work, len(ranks), shares=shares))
+    if not any(missing_bytes(made)):
+        return made
+    held = [layer.least_bytes for layer in problem.layers]
+    limits = [_bytes_of_stage(problem, rank, num_stages_per_rank, sum(held)) for rank in ranks]
+    cuts = balanced_cuts(work, len(ranks), shares=shares, held_bytes=held, limits_bytes=limits)
+    return min(made, _with_stages(problem, ranks, cuts), key=lambda each: max(missing_bytes(each)))
+
+
+def _bytes_of_stage(problem: Problem, rank: int, num_stages: int, most: int) -> int:
+    """An equal part of a rank's limit; the most that there is where it has none."""
+    limit = problem.ranks[rank].memory_limit_bytes
+    return most if limit is None else limit // num_stages
+
+
+def _with_stages(problem: Problem, ranks: Sequence[int], cuts: Sequence[int]) -> Problem:
     stages = [
-        _stage(problem.layers[first:end], first, order[position])
-        for position, first, end in zip(positions, cuts[:-1], cuts[1:], strict=True)
+        _stage(problem.layers[first:end], first, rank)
+        for rank, (first, end) in zip(ranks, pairwise(cuts), strict=True)
     ]
     return Problem.model_validate(
         problem.model_copy(
@@ -154,18 +175,25 @@ def region_sizes(problem: Problem, order: Sequence[int]) -> list[int]:
 
 
 def balanced_cuts(
-    work: Sequence[float], num_parts: int, *, shares: Sequence[float] | None = None
+    work: Sequence[float],
+    num_parts: int,
+    *,
+    shares: Sequence[float] | None = None,
+    held_bytes: Sequence[int] | None = None,
+    limits_bytes: Sequence[int] | None = None,
 ) -> list[int]:
     """Cuts a row of layers into parts so that the heaviest part is as light as possible.
 
     Among those cuts, the one whose parts have the least sum of squares, so that no part is left
-    light in vain.
+    light in vain. Memory goes before work: no part exceeds its limit by more than it must.
 
     Args:
         work: per layer.
         num_parts: at most as many as layers.
         shares: per part, how much it is to get; its weight is its work by its share. Default: all
             the same.
+        held_bytes: per layer.
+        limits_bytes: per part, how much its layers may hold.
 
     Returns:
         ``num_parts + 1`` borders, from 0 to the number of layers.
@@ -174,26 +202,49 @@ def balanced_cuts(
     [0, 2, 5, 6]
     >>> balanced_cuts([1, 1, 1, 1, 1, 1], 2, shares=[1, 2])
     [0, 2, 6]
+    >>> balanced_cuts([1, 1, 1, 1], 2, held_bytes=[9, 9, 9, 9], limits_bytes=[10, 30])
+    [0, 1, 4]
     """
-    border = np.concatenate([[0.0], np.cumsum(work)])
-    parts = np.where(np.tri(len(border), dtype=bool), np.inf, border - border[:, None])
     shares = shares or (1.0,) * num_parts
-    # Two shortest paths over the borders: the first finds the lightest heaviest part, the second
-    # keeps to it and finds the least sum of squares.
-    heaviest = parts[0] / shares[0]
-    for share in shares[1:]:
-        heaviest = np.maximum(heaviest[:, None], parts / share).min(axis=0)
+    limits = limits_bytes or (0,) * num_parts
+    work_of, held_of = _of_parts(work), _of_parts(held_bytes or [0] * len(work))
+    excess = _lightest(np.maximum(held_of - limit, 0) for limit in limits)
 
-    def squares(share: float) -> NDArray[np.float64]:
-        weights = parts / share
-        return np.where(weights <= heaviest[-1], weights**2, np.inf)
+    def weights() -> Iterator[_Matrix]:
+        for share, limit in zip(shares, limits, strict=True):
+            yield np.where(held_of - limit <= excess, work_of / share, np.inf)
 
-    sums, arrivals = squares(shares[0])[0], []
-    for share in shares[1:]:
-        through = sums[:, None] + squares(share)
+    heaviest = _lightest(weights())
+    return _least(np.where(weight <= heaviest, weight**2, np.inf) for weight in weights())
+
+
+# What a part weighs, by its two borders. Those of all parts are made one at a time, as there may be
+# a thousand parts with a million pairs of borders.
+_Matrix = NDArray[np.float64]
+
+
+def _of_parts(row: Sequence[float]) -> _Matrix:
+    """Sums between any two borders of a row; infinite where nothing is between them."""
+    border = np.concatenate([[0.0], np.cumsum(row)])
+    return np.where(np.tri(len(border), dtype=bool), np.inf, border - border[:, None])
+
+
+def _lightest(weights: Iterator[_Matrix]) -> float:
+    """The least weight of the heaviest part: a shortest path over the borders."""
+    heaviest = next(weights)[0]
+    for weight in weights:
+        heaviest = np.maximum(heaviest[:, None], weight).min(axis=0)
+    return float(heaviest[-1])
+
+
+def _least(weights: Iterator[_Matrix]) -> list[int]:
+    """The borders with the least sum of weights: another shortest path."""
+    sums, arrivals = next(weights)[0], []
+    for weight in weights:
+        through = sums[:, None] + weight
         arrivals.append(through.argmin(axis=0))
         sums = through.min(axis=0)
-    cuts = [len(work)]
+    cuts = [len(sums) - 1]
     for came_from in reversed(arrivals):
         cuts.append(int(came_from[cuts[-1]]))
     return [0, *reversed(cuts)]

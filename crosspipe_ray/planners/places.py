@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from crosspipe_ray.costs import check_memory_suffices, stage_costs
+from crosspipe_ray.costs import check_inputs_fit, check_memory_suffices, stage_costs
 from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan
@@ -15,6 +15,7 @@ from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
+from crosspipe_ray.planners.fixed import one_by_one
 from crosspipe_ray.planners.methods import Budget, Found, Method
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
@@ -126,10 +127,14 @@ class Place:
         if self._problem is None:
             self._problem = self.candidate.placed(self.origin)
         check_memory_suffices(self._problem)
+        if _limits_messages(self._problem):
+            check_inputs_fit(self._problem)
         if self._bounds is None:
             self._bounds = bounds_of(self._problem)
             self.lower_bound_ns = self._bounds.makespan_ns
         found = method.search(self._problem, self._bounds, budget, known)
+        if method.is_search and _limits_messages(self._problem):
+            found = _with_room_for_messages(self._problem, found, method.name)
         if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
             self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
         made = _plan_of(
@@ -190,6 +195,19 @@ def _plan_of(
     return made.with_bound(bound_ns)
 
 
+def _limits_messages(problem: Problem) -> bool:
+    return any(rank.message_memory_limit_bytes is not None for rank in problem.ranks)
+
+
+def _with_room_for_messages(problem: Problem, found: Found, method: str) -> Found:
+    """What a search found, or, as it does not count messages, the order in which only one waits."""
+    try:
+        _check_messages(problem, found.order.timeline(problem), method)
+    except InfeasibleError:
+        return replace(found, order=Order(one_by_one(problem)))
+    return found
+
+
 def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
     for rank, peak in enumerate(timeline.peak_message_bytes):
         limit = problem.ranks[rank].message_memory_limit_bytes
@@ -199,5 +217,5 @@ def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
                 f"bytes of received inputs wait, {peak - limit} more than its "
                 f"message_memory_limit_bytes {limit}"
             )
-    if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
+    if _limits_messages(problem):
         check_messages_fit(problem, timeline)  # posted receives take memory before they are there

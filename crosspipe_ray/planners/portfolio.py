@@ -219,7 +219,7 @@ def _look(places: Sequence[Place], allowance: Allowance, share: float) -> Iterat
 
 
 def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
-    """The shortest plan; without any, the last reason, as greedy asks for the least memory."""
+    """The shortest plan; without any, the least demanding reason."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
@@ -228,6 +228,7 @@ def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
             best = replace(best, status="time_limit")
         return replace(best.with_bound(max(made.lower_bound_ns for made in beside)), wall_s=wall_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
-    raise next(
-        (error for error in reversed(reasons) if isinstance(error, InfeasibleError)), reasons[-1]
-    )
+    lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
+    if lacking:  # of equal ones the last, as greedy asks for the least memory
+        raise min(reversed(lacking), key=lambda error: error.missing_bytes)
+    raise reasons[0]  # of the placement with the fewest stages

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Op, parse_op
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
@@ -91,6 +92,18 @@ def regions_problem(
         for dst in (src - 1, src + 1)
         if 0 <= dst < num_clusters
     ]
+    return Problem.model_validate(data)
+
+
+def with_message_memory(problem: Problem, *, spare_bytes: int) -> Problem:
+    """The same problem where each rank that takes messages has room for the largest, and more."""
+    largest = [0] * len(problem.ranks)
+    for transfer in (each for cost in stage_costs(problem) for each in cost.transfers):
+        if transfer.src != transfer.dst:
+            largest[transfer.dst] = max(largest[transfer.dst], transfer.num_bytes)
+    data = problem.model_dump()
+    for rank, num_bytes in zip(data["ranks"], largest, strict=True):
+        rank["message_memory_limit_bytes"] = max(0, num_bytes + spare_bytes)
     return Problem.model_validate(data)
 
 
@@ -194,3 +207,16 @@ def _cluster_links(draw: st.DrawFn, clusters: set[str]) -> list[dict[str, Any]]:
     back = link("eu", "us", draw(st.integers(0, 6)), draw(st.integers(0, 3)))
     back["codec"] = draw(st.sampled_from(CODECS))
     return [{**there, "channel": draw(st.sampled_from((None, "per_pair")))}, back]
+
+
+def renamed(problem: Problem, names: list[int]) -> Problem:
+    """The same problem where rank ``r`` is called ``names[r]``."""
+    data = problem.model_dump()
+    data["ranks"] = [data["ranks"][names.index(name)] for name in range(len(names))]
+    for stage in data["stages"]:
+        stage["rank"] = names[stage["rank"]]
+    for link in data["links"]:
+        for end in ("src", "dst"):
+            if isinstance(link[end], int):
+                link[end] = names[link[end]]
+    return Problem.model_validate(data)

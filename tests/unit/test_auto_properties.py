@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
 from crosspipe_ray.planners.portfolio import Budget, plan
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import problems, regions_problem
+from tests.unit.builders import problems, regions_problem, renamed
 
 BUDGET = Budget(iterations=3, time_limit_s=60.0)
 MOST = 1.05  # times as long, as no search of three attempts is perfect; the worst of 5500 was 1.019
@@ -65,16 +65,3 @@ def test_names_of_ranks_do_not_matter(problem: Problem, rng: Any) -> None:
     assert lower_bound_ns(other) == lower_bound_ns(problem)
     check_not_worse(other, problem)
     check_not_worse(problem, other)
-
-
-def renamed(problem: Problem, names: list[int]) -> Problem:
-    """The same problem where rank ``r`` is called ``names[r]``."""
-    data = problem.model_dump()
-    data["ranks"] = [data["ranks"][names.index(name)] for name in range(len(names))]
-    for stage in data["stages"]:
-        stage["rank"] = names[stage["rank"]]
-    for link in data["links"]:
-        for end in ("src", "dst"):
-            if isinstance(link[end], int):
-                link[end] = names[link[end]]
-    return Problem.model_validate(data)

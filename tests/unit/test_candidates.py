@@ -1,7 +1,15 @@
-from crosspipe_ray.planners.candidates import best_order, candidates
-from crosspipe_ray.planners.placement import Pattern
+from __future__ import annotations
+
+from itertools import permutations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosspipe_ray.costs import missing_bytes
+from crosspipe_ray.planners.candidates import candidates
+from crosspipe_ray.planners.placement import Pattern, place
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import UNIT_STAGE, link
+from tests.unit.builders import UNIT_STAGE
 
 
 def layered(clusters: str, num_layers: int, **fields: object) -> Problem:
@@ -40,18 +48,33 @@ def test_equal_placements_are_tried_once() -> None:
     assert names == {"wave"}
 
 
-def test_ranks_of_a_cluster_are_neighbours() -> None:
-    assert best_order(layered("abab", 4)) == (0, 2, 1, 3)
+def test_unequal_memory_is_tried_both_ways() -> None:
+    problem = layered("ab", 4, ranks=[{"memory_limit_bytes": limit} for limit in (8, 9)])
+    tried = candidates(problem, [Pattern.ONE_PER_RANK])
+    made = {each.name: each.placed(problem).rank_of_stage for each in tried}
+    assert made == {"one_per_rank": (1, 0), "one_per_rank reversed": (0, 1)}
 
 
-def test_clusters_go_by_the_least_delay() -> None:
-    links = [
-        link(src, dst, 9 if "ac" in (src + dst, dst + src) else 1, 0)
-        for src in "abc"
-        for dst in "abc"
-        if src != dst
+@given(
+    st.lists(st.integers(1, 20), min_size=4, max_size=7),
+    st.lists(st.integers(21, 50), min_size=4, max_size=4),
+)
+def test_layers_that_fit_in_any_order_of_ranks_are_placed(
+    weights: list[int], limits: list[int]
+) -> None:
+    problem = layered(
+        "abcd",
+        0,
+        ranks=[{"memory_limit_bytes": limit} for limit in limits],
+        layers=[{**UNIT_STAGE, "weight_bytes": weight} for weight in weights],
+    )
+    tried = candidates(problem, [Pattern.ONE_PER_RANK])
+    least = min(max(missing_bytes(each.placed(problem))) for each in tried)
+    ways = [
+        place(problem, Pattern.ONE_PER_RANK, num_stages_per_rank=1, order=order)
+        for order in permutations(range(4))
     ]
-    assert best_order(layered("acb", 3, links=links)) == (0, 2, 1)
+    assert (least == 0) == any(max(missing_bytes(way)) == 0 for way in ways)
 
 
 def test_slants_take_work_from_the_first_ranks() -> None:

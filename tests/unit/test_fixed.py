@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from crosspipe_ray.errors import ProblemError
+from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.planners import fixed
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
@@ -15,7 +17,7 @@ from crosspipe_ray.rules import validate
 from crosspipe_ray.schedule import Schedule
 from crosspipe_ray.schedule_csv import to_csv
 from crosspipe_ray.simulate import simulate
-from tests.unit.builders import make_problem
+from tests.unit.builders import make_problem, problems, with_message_memory
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = [(1, 1), (1, 4), (2, 3), (2, 8), (3, 6), (4, 8), (4, 16), (8, 16)]
@@ -113,6 +115,26 @@ def test_forward_only_runs_on_any_placement() -> None:
         ["1F0", "2F0", "1F1", "2F1"],
     ]
     assert simulate(problem, schedule).makespan_ns > 0
+
+
+def test_one_by_one_puts_off_weights() -> None:
+    schedule = fixed.one_by_one(make_problem((0, 1, 0), 2))
+    assert to_csv(schedule).splitlines() == [
+        "0F0,2F0,2I0,0I0,0W0,2W0,0F1,2F1,2I1,0I1,0W1,2W1",
+        "1F0,1I0,1W0,1F1,1I1,1W1",
+    ]
+
+
+@given(problems())
+def test_one_by_one_needs_room_for_one_message(problem: Problem) -> None:
+    tight = with_message_memory(problem, spare_bytes=0)
+    schedule = fixed.one_by_one(tight)
+    validate(tight, schedule)
+    timeline = simulate(tight, schedule)
+    check_messages_fit(tight, timeline)
+    for rank, peak in zip(tight.ranks, timeline.peak_message_bytes, strict=True):
+        assert rank.message_memory_limit_bytes is not None
+        assert peak <= rank.message_memory_limit_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosspipe_ray.costs import missing_bytes
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.planners.placement import Pattern, balanced_cuts, follows, place
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import make_problem
+from tests.unit.builders import UNIT_STAGE, make_problem
 
 
 def layered(*works_us: float, num_ranks: int = 2, **fields: Any) -> Problem:
@@ -120,10 +121,53 @@ def test_heavy_layer_does_not_leave_the_others_uneven() -> None:
     assert balanced_cuts([10, 1, 1, 1, 1, 1, 1], 3) == [0, 1, 4, 7]
 
 
-def test_cuts_take_the_memory_of_a_few_parts() -> None:
-    num_layers, num_parts = 128, 64
+def limited(weights: list[int], limits: list[int | None]) -> Problem:
+    """Layers of equal work, which hold a weight each and an activation of one byte."""
+    layers = [{**UNIT_STAGE, "weight_bytes": weight} for weight in weights]
+    ranks = [{"memory_limit_bytes": limit} for limit in limits]
+    return Problem.model_validate({"num_microbatches": 4, "ranks": ranks, "layers": layers})
+
+
+def placed_layers(problem: Problem, pattern: Pattern, visits: int) -> list[tuple[int, int] | None]:
+    return [stage.layers for stage in place(problem, pattern, num_stages_per_rank=visits).stages]
+
+
+def test_little_memory_takes_few_layers() -> None:
+    problem = limited([10] * 4, [15, 60])
+    assert placed_layers(problem, Pattern.ONE_PER_RANK, 1) == [(0, 1), (1, 4)]
+
+
+def test_stages_of_a_rank_share_its_memory() -> None:
+    problem = limited([10] * 8, [22, None])
+    assert placed_layers(problem, Pattern.WAVE, 2) == [(0, 1), (1, 4), (4, 7), (7, 8)]
+
+
+def test_memory_for_the_even_cut_leaves_it_even() -> None:
+    # Half of the first rank's limit is too little for its first stage, but not the whole.
+    problem = limited([10, 1, 1, 1], [14, None])
+    assert placed_layers(problem, Pattern.WAVE, 2) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=3, max_size=7),
+    st.lists(st.none() | st.integers(1, 30), min_size=3, max_size=3),
+)
+def test_no_cut_lacks_fewer_bytes(weights: list[int], limits: list[int | None]) -> None:
+    def lacking(borders: tuple[int, ...]) -> int:
+        parts = pairwise([0, *borders, len(weights)])
+        held = [sum(weights[first:end]) + end - first for first, end in parts]
+        pairs = zip(held, limits, strict=True)
+        return max(0, *(have - limit for have, limit in pairs if limit is not None), 0)
+
+    placed = place(limited(weights, limits), Pattern.ONE_PER_RANK, num_stages_per_rank=1)
+    least = min(map(lacking, combinations(range(1, len(weights)), 2)))
+    assert max(missing_bytes(placed)) == least
+
+
+def test_cuts_into_many_parts_hold_few_matrices() -> None:
+    num_layers = 200
     tracemalloc.start()
-    balanced_cuts([1.0] * num_layers, num_parts)
+    balanced_cuts([1] * num_layers, 100)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak_bytes < num_parts / 4 * 8 * num_layers**2
+    assert peak_bytes < 10 * 8 * num_layers**2

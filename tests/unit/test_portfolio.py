@@ -6,12 +6,20 @@ import time
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InfeasibleError, ProblemError
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import UNIT_STAGE, link, make_problem, problems, regions_problem
+from tests.unit.builders import (
+    UNIT_STAGE,
+    link,
+    make_problem,
+    problems,
+    regions_problem,
+    with_message_memory,
+)
 
 BUDGET = Budget(iterations=6, time_limit_s=60.0)
 
@@ -96,11 +104,26 @@ def test_auto_finds_what_fits_into_memory() -> None:
 
 
 def test_received_inputs_over_their_memory_name_rank_and_bytes() -> None:
-    data = make_problem((0, 1), 4, rank={"message_memory_limit_bytes": 999}).model_dump()
+    data = make_problem((0, 1), 4, rank={"message_memory_limit_bytes": 1000}).model_dump()
     data["stages"][1]["forward_us"] = 5
     problem = Problem.model_validate(data)
-    with pytest.raises(InfeasibleError, match=r"rank 1 \(default\) lets 3000 bytes .* 2001 more"):
+    with pytest.raises(InfeasibleError, match=r"rank 1 \(default\) lets 3000 bytes .* 2000 more"):
         plan(problem, method="gpipe", budget=BUDGET)
+
+
+@settings(max_examples=60)
+@given(problems(), st.sampled_from(["auto", "greedy", "improve", "optimal"]))
+def test_room_for_one_message_is_enough(problem: Problem, method: str) -> None:
+    made = plan(with_message_memory(problem, spare_bytes=0), method=method, budget=BUDGET)
+    peaks, ranks = made.timeline.peak_message_bytes, made.problem.ranks
+    limits = [rank.message_memory_limit_bytes or 0 for rank in ranks]
+    assert all(peak <= limit for peak, limit in zip(peaks, limits, strict=True))
+
+
+def test_room_for_less_than_one_message_names_rank_and_bytes() -> None:
+    problem = with_message_memory(make_problem((0, 1), 4), spare_bytes=-1)
+    with pytest.raises(InfeasibleError, match=r"999 is 1 bytes too few; its .* alone needs 1000"):
+        plan(problem, budget=BUDGET)
 
 
 def test_plan_whose_receives_cannot_be_posted_is_refused() -> None:
@@ -265,8 +288,25 @@ def test_more_stages_than_layers() -> None:
 
 
 def test_too_few_layers_for_any_placement() -> None:
-    with pytest.raises(ProblemError, match="are more than the 1 layers"):
+    with pytest.raises(ProblemError, match=r"2 stages \(1 on each of 2 .* than the 1 layers"):
         plan(layered(1, 2), budget=BUDGET)
+
+
+@pytest.mark.parametrize("method", ["auto", "greedy"])
+def test_layers_in_too_little_memory_name_the_least_that_would_do(method: str) -> None:
+    layers = [{**UNIT_STAGE, "weight_bytes": weight} for weight in (10, 1, 1, 1)]
+    ranks = [{"memory_limit_bytes": limit} for limit in (9, 9)]
+    problem = layered(4, 2, layers=layers, ranks=ranks)
+    with pytest.raises(InfeasibleError, match=r"rank 0 .* 9 is 2 bytes too few; .* needs 11$"):
+        plan(problem, method=method, budget=BUDGET)
+
+
+def test_layers_are_cut_to_fit_into_memory() -> None:
+    stage = {**UNIT_STAGE, "weight_bytes": 10}
+    ranks = [{"memory_limit_bytes": limit} for limit in (15, 60)]
+    made = plan(layered(4, 2, layers=[stage] * 4, ranks=ranks), budget=BUDGET)
+    stages = sorted(made.problem.stages, key=lambda stage: stage.rank)
+    assert [len(range(*stage.layers or ())) for stage in stages] == [1, 3]
 
 
 def test_latency_makes_greedy_win() -> None:

@@ -180,3 +180,14 @@ def test_memory_that_no_schedule_fits_names_rank_and_bytes() -> None:
     )
     with pytest.raises(InfeasibleError, match=r"rank 0 \(eu\): .* 1 bytes too few; .* needs 26"):
         check_memory_suffices(problem)
+
+
+def test_rank_that_lacks_the_most_is_named() -> None:
+    data = problem_data((0, 1, 2), 4, rank={"memory_limit_bytes": 5}, stage={"activation_bytes": 7})
+    data["ranks"][0]["memory_limit_bytes"] = 9
+    data["ranks"][2]["memory_limit_bytes"] = 4
+    with pytest.raises(
+        InfeasibleError, match=r"rank 2 .* 3 bytes too few; .* needs 7; others lack as much or less"
+    ) as caught:
+        check_memory_suffices(Problem.model_validate(data))
+    assert caught.value.missing_bytes == 3
