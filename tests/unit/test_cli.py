@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from crosspipe_ray.benchmarks.paper_tables import published_points
-from crosspipe_ray.plan import read_plan
-from crosspipe_ray.planners.portfolio import METHODS
+from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.planners.portfolio import METHODS, Budget
+from crosspipe_ray.planners.portfolio import plan as make_plan
+from crosspipe_ray.problem import Problem
 from tests.unit.command import Command
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -49,6 +51,35 @@ def test_auto_shows_what_it_tried_and_takes_the_shortest(
     assert {line.split()[0] for line in lines[1:-1]} >= {"1f1b", "zb-h1", "greedy", "gpipe"}
     assert "does not" in next(line for line in lines if line.startswith("gpipe"))
     assert lines[1].split()[0] == lines[-1].split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], Budget()),
+        (["--time-limit", "7.5"], Budget(time_limit_s=7.5)),
+        (["--iterations", "7"], Budget(iterations=7)),
+        (["--seed", "7"], Budget(seed=7)),
+        (["--workers", "7"], Budget(workers=7)),
+    ],
+    ids=["defaults", "time-limit", "iterations", "seed", "workers"],
+)
+def test_options_of_the_search_reach_it(
+    crosspipe: Command,
+    problem_file: str,
+    options: list[str],
+    wanted: Budget,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Budget] = []
+
+    def plan(problem: Problem, *, budget: Budget, **_: object) -> Plan:
+        given.append(budget)
+        return make_plan(problem, method="1f1b")
+
+    monkeypatch.setattr("crosspipe_ray.planners.portfolio.plan", plan)
+    crosspipe("plan", problem_file, *options)
+    assert given == [wanted]
 
 
 def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:
