@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 
@@ -45,6 +47,33 @@ def test_auto_tries_what_fits_the_placement(placement: tuple[int, ...], methods:
     plan(make_problem(placement, 4), budget=BUDGET, on_attempt=attempts.append)
     tried = {attempt.method for attempt in attempts}
     assert tried - {"optimal"} == methods | {"crosspipe-greedy", "greedy"}
+
+
+def tight_wave(*links: dict[str, Any]) -> Problem:
+    """Its optimum is above its bound, which only the solver shows."""
+    return make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 3}, links=list(links))
+
+
+@pytest.mark.parametrize(
+    ("problem", "methods"),
+    [
+        (tight_wave(), ["crosspipe-greedy", "greedy", "improve", "optimal"]),
+        (
+            tight_wave(link(0, 1, 0, 4), link(1, 0, 0, 4)),
+            ["crosspipe-greedy", "greedy", "improve", "improve", "optimal"],
+        ),
+        (  # more than 10,000 ops
+            regions_problem(8, 420, memory=8, latency_us=2, occupancy_us=0.25),
+            ["1f1b", "zb-h1", "greedy", "improve", "crosspipe-greedy"],
+        ),
+    ],
+    ids=["bound by ranks", "bound by channels", "large"],
+)
+def test_auto_goes_on_while_there_is_a_gap(problem: Problem, methods: list[str]) -> None:
+    attempts: list[Attempt] = []
+    budget = Budget(iterations=2, time_limit_s=60.0)
+    plan(problem, budget=budget, on_attempt=attempts.append)
+    assert [attempt.method for attempt in attempts if attempt.plan] == methods
 
 
 def test_attempt_that_fails_says_why() -> None:
