@@ -141,6 +141,18 @@ def test_plan_above_the_bound_has_a_gap() -> None:
     assert made.gap == pytest.approx(33 / 27 - 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "in_time"), [("greedy", "gap"), ("improve", "gap"), ("optimal", "proven")]
+)
+def test_search_that_the_clock_ends_says_so(method: str, in_time: str) -> None:
+    attempts: list[Attempt] = []
+    for time_limit_s in (0.0, 60.0):
+        budget = Budget(iterations=2, time_limit_s=time_limit_s)
+        plan(tight_wave(), method=method, budget=budget, on_attempt=attempts.append)
+    statuses = [attempt.plan.status for attempt in attempts if attempt.plan]
+    assert statuses == ["time_limit", in_time]
+
+
 @pytest.mark.parametrize("method", ["greedy", "optimal"])
 def test_progress_of_a_search_is_told(method: str) -> None:
     seen: list[tuple[int, int]] = []
