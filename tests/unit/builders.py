@@ -135,15 +135,19 @@ def sends_us(timeline: Timeline) -> dict[str, tuple[float, float, float]]:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
+def problems(
+    draw: st.DrawFn,
+    placements: Sequence[Sequence[int]] = PLACEMENTS,
+    most_microbatches: int = 5,
+) -> Problem:
     """Small problems of every kind: any placement, unequal times, tight memory, shared channels."""
-    placement = draw(st.sampled_from(PLACEMENTS))
+    placement = draw(st.sampled_from(placements))
     stages = [draw(_stages(on)) for on in placement]
     if draw(st.booleans()):  # equal stages, where the fixed schedules are at home
         stages = [{**stages[0], "rank": on} for on in placement]
     ranks = [draw(_ranks([s for s in stages if s["rank"] == on])) for on in sorted(set(placement))]
     data = {
-        "num_microbatches": draw(st.integers(1, 5)),
+        "num_microbatches": draw(st.integers(1, most_microbatches)),
         "ranks": ranks,
         "stages": stages,
         "links": draw(_links(len(ranks))) + draw(_cluster_links({r["cluster"] for r in ranks})),

@@ -21,13 +21,13 @@ _OP = re.compile(r"(\d+)(SEND_F|SEND_B|UNSHARD|REDUCE_GRAD|F|I|W|B)(\d*)")
 
 def violations(plan: Json) -> list[str]:
     """What is wrong with a plan; empty: it holds."""
-    view = _View(plan)
+    view = View(plan)
     # Times can only be looked up once everything is there.
     missing = [*_complete(view), *_all_messages(view)]
     return missing or [wrong for check in _TIME_CHECKS for wrong in check(view)]
 
 
-class _View:
+class View:
     """A plan with its entries by op."""
 
     def __init__(self, plan: Json) -> None:
@@ -49,6 +49,14 @@ class _View:
     def rank(self, stage: int) -> int:
         return int(self.stages[stage]["rank"])
 
+    def resident(self, rank: int) -> int:
+        """Bytes that the stages of a rank take all the time."""
+        return sum(
+            int(stage.get("weight_bytes", 0) + stage.get("optimizer_bytes", 0))
+            for stage in self.stages
+            if stage["rank"] == rank
+        )
+
     def backward(self, stage: int, microbatch: int) -> str:
         return "B" if (stage, "B", microbatch) in self.compute else "I"
 
@@ -62,8 +70,8 @@ class _View:
             "B": ["backward_input_us", "backward_weight_us"],
         }[key[1]]
         overhead = self.problem["ranks"][stage["rank"]].get("op_overhead_us", 0)
-        whole = _ns(sum(stage[part] for part in parts) + overhead) + self.codec_time(key)
-        return _ns(overhead) + _share(whole - _ns(overhead), share)
+        whole = as_ns(sum(stage[part] for part in parts) + overhead) + self.codec_time(key)
+        return as_ns(overhead) + _share(whole - as_ns(overhead), share)
 
     def codec_time(self, key: Key) -> int:
         """What an op spends on decoding its input and encoding its output."""
@@ -127,10 +135,10 @@ class _View:
         if self.link(self.rank(stage), self.rank(receiver)) is None:
             return self.compute[producer][1]
         send = self.sends[stage, "SEND_F" if kind == "F" else "SEND_B", microbatch]
-        return _ns(send["arrive_us"])
+        return as_ns(send["arrive_us"])
 
 
-def _complete(view: _View) -> Iterator[str]:
+def _complete(view: View) -> Iterator[str]:
     """Each stage and microbatch has F and one form of backward, on its rank, and nothing more."""
     for key, parts in view.parts.items():
         num_parts = parts[0][4]
@@ -154,7 +162,7 @@ def _complete(view: _View) -> Iterator[str]:
                 yield f"{entry['op']} is on rank {rank}"
 
 
-def _one_op_at_a_time(view: _View) -> Iterator[str]:
+def _one_op_at_a_time(view: View) -> Iterator[str]:
     for rank, entries in enumerate(view.plan["ranks"]):
         times = [_times(entry) for entry in entries]
         if any(after[0] < before[1] for before, after in pairwise(times)):
@@ -165,7 +173,7 @@ def _one_op_at_a_time(view: _View) -> Iterator[str]:
                 yield f"{key} takes {end - start} ns"
 
 
-def _microbatch_order(view: _View) -> Iterator[str]:
+def _microbatch_order(view: View) -> Iterator[str]:
     for entries in view.plan["ranks"]:
         last: dict[tuple[int, str], int] = {}
         for entry in entries:
@@ -177,7 +185,7 @@ def _microbatch_order(view: _View) -> Iterator[str]:
             last[group] = m
 
 
-def _dependencies(view: _View) -> Iterator[str]:
+def _dependencies(view: View) -> Iterator[str]:
     for (stage, kind, m), (start, _) in view.compute.items():
         needed = []
         if kind == "W":
@@ -195,7 +203,7 @@ def _dependencies(view: _View) -> Iterator[str]:
             yield f"{stage}{kind}{m} starts before it can"
 
 
-def _all_messages(view: _View) -> Iterator[str]:
+def _all_messages(view: View) -> Iterator[str]:
     """Every transfer over a link is there once, and no other."""
     expected = set()
     for stage, kind, m in view.compute:
@@ -209,7 +217,7 @@ def _all_messages(view: _View) -> Iterator[str]:
         yield "sends that nobody makes, or twice"
 
 
-def _message_times(view: _View) -> Iterator[str]:
+def _message_times(view: View) -> Iterator[str]:
     for key, entry in view.sends.items():
         stage, kind, m = key
         producer = stage, "F" if kind == "SEND_F" else view.backward(stage, m), m
@@ -220,19 +228,19 @@ def _message_times(view: _View) -> Iterator[str]:
             yield f"{key} goes the wrong way"
         if start < view.compute[producer][1]:
             yield f"{key} leaves before it is made"
-        if end - start != _occupancy(link, view.message_bytes(stage, kind)):
+        if end - start != occupancy_ns(link, view.message_bytes(stage, kind)):
             yield f"{key} occupies its channel for {end - start} ns"
-        if _ns(entry["arrive_us"]) != end + _ns(link.get("latency_us", 0)):
+        if as_ns(entry["arrive_us"]) != end + as_ns(link.get("latency_us", 0)):
             yield f"{key} does not arrive a latency after it left"
 
 
-def _occupancy(link: Json, num_bytes: int) -> int:
+def occupancy_ns(link: Json, num_bytes: int) -> int:
     rate = link.get("bandwidth_bytes_per_s")
     time_ns: float = link.get("message_overhead_us", 0) * 1000
     return round(time_ns + (num_bytes * 1e9 / rate if rate else 0))
 
 
-def _channels_one_at_a_time(view: _View) -> Iterator[str]:
+def _channels_one_at_a_time(view: View) -> Iterator[str]:
     used = defaultdict(list)
     for entry in view.plan["sends"]:
         used[view.channel(entry["src"], entry["dst"])].append(_times(entry))
@@ -241,12 +249,12 @@ def _channels_one_at_a_time(view: _View) -> Iterator[str]:
             yield f"channel {channel}: messages overlap"
 
 
-def _collectives(view: _View) -> Iterator[str]:
+def _collectives(view: View) -> Iterator[str]:
     used = defaultdict(list)
     for stage, costs in enumerate(view.stages):
         for kind, field in (("UNSHARD", "gather_us"), ("REDUCE_GRAD", "reduce_us")):
             times = view.collectives.get((stage, kind))
-            duration = _ns(costs.get(field, 0))
+            duration = as_ns(costs.get(field, 0))
             if (times is None) != (duration == 0):
                 yield f"{stage}{kind} is missing or not needed"
             elif times is not None:
@@ -261,7 +269,7 @@ def _collectives(view: _View) -> Iterator[str]:
             yield f"rank {rank}: collectives overlap"
 
 
-def _memory(view: _View) -> Iterator[str]:
+def _memory(view: View) -> Iterator[str]:
     changes: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for (stage, kind, _), parts in view.parts.items():
         costs, rank = view.stages[stage], view.rank(stage)
@@ -273,17 +281,12 @@ def _memory(view: _View) -> Iterator[str]:
             share = tuple(rest)
             changes[rank] += [(start, _share(taken, share)), (end, -_share(freed, share))]
     for rank, limits in enumerate(view.problem["ranks"]):
-        limit = limits.get("memory_limit_bytes")
-        resident = sum(
-            stage.get("weight_bytes", 0) + stage.get("optimizer_bytes", 0)
-            for stage in view.stages
-            if stage["rank"] == rank
-        )
-        if limit is not None and resident + _peak(changes[rank]) > limit:
-            yield f"rank {rank}: {resident + _peak(changes[rank])} bytes are more than {limit}"
+        limit, used = limits.get("memory_limit_bytes"), view.resident(rank) + _peak(changes[rank])
+        if limit is not None and used > limit:
+            yield f"rank {rank}: {used} bytes are more than {limit}"
 
 
-def _message_memory(view: _View) -> Iterator[str]:
+def _message_memory(view: View) -> Iterator[str]:
     changes: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for (stage, kind, m), (start, _) in view.compute.items():
         source = stage - 1 if kind == "F" else stage + 1
@@ -303,13 +306,13 @@ def _message_memory(view: _View) -> Iterator[str]:
             yield f"rank {rank}: peak_message_bytes is not {peak}"
 
 
-def _summary(view: _View) -> Iterator[str]:
+def _summary(view: View) -> Iterator[str]:
     plan, ranks = view.plan, len(view.problem["ranks"])
     ends = [end for _, end in [*view.compute.values(), *view.collectives.values()]]
-    makespan = _ns(plan["makespan_us"])
+    makespan = as_ns(plan["makespan_us"])
     if makespan != max(ends):
         yield f"makespan_us is not {max(ends) / 1000}"
-    if _ns(plan["lower_bound_us"]) > makespan:
+    if as_ns(plan["lower_bound_us"]) > makespan:
         yield "the plan is shorter than its lower bound"
     work = sum(end - start for parts in view.parts.values() for start, end, *_ in parts)
     bubble = 1 - work / (ranks * makespan) if makespan else 0.0
@@ -342,14 +345,14 @@ def _key(text: str) -> Key:
 
 
 def _times(entry: Json) -> tuple[int, int]:
-    return _ns(entry["start_us"]), _ns(entry["end_us"])
+    return as_ns(entry["start_us"]), as_ns(entry["end_us"])
 
 
-def _ns(microseconds: float) -> int:
+def as_ns(microseconds: float) -> int:
     return round(microseconds * 1000)
 
 
-_TIME_CHECKS: tuple[Callable[[_View], Iterator[str]], ...] = (
+_TIME_CHECKS: tuple[Callable[[View], Iterator[str]], ...] = (
     _one_op_at_a_time,
     _microbatch_order,
     _dependencies,

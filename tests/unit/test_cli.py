@@ -1,6 +1,7 @@
 """What a user sees: output, one line per mistake, exit codes, and nothing left behind."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from crosspipe_ray.benchmarks.paper_tables import published_points
-from crosspipe_ray.plan import read_plan
-from crosspipe_ray.planners.portfolio import METHODS
+from crosspipe_ray.plan import Plan, read_plan
+from crosspipe_ray.planners.portfolio import METHODS, Budget
+from crosspipe_ray.planners.portfolio import plan as make_plan
+from crosspipe_ray.problem import Problem
 from tests.unit.command import Command
 
 ENDS = (("us", "eu"), ("eu", "us"))
@@ -65,6 +68,35 @@ def test_what_one_method_proves_holds_for_all_rows(crosspipe: Command) -> None:
     shortest = [row for row in rows if "27.50 ms" in row]
     assert len(shortest) > 1
     assert {"proven" in row for row in shortest} == {"proven" in verdict}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], Budget()),
+        (["--time-limit", "7.5"], Budget(time_limit_s=7.5)),
+        (["--iterations", "7"], Budget(time_limit_s=math.inf, iterations=7)),
+        (["--seed", "7"], Budget(seed=7)),
+        (["--workers", "7"], Budget(workers=7)),
+    ],
+    ids=["defaults", "time-limit", "iterations", "seed", "workers"],
+)
+def test_options_of_the_search_reach_it(
+    crosspipe: Command,
+    problem_file: str,
+    options: list[str],
+    wanted: Budget,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Budget] = []
+
+    def plan(problem: Problem, *, budget: Budget, **_: object) -> Plan:
+        given.append(budget)
+        return make_plan(problem, method="1f1b")
+
+    monkeypatch.setattr("crosspipe_ray.planners.portfolio.plan", plan)
+    crosspipe("plan", problem_file, *options)
+    assert given == [wanted]
 
 
 def test_pieces_are_tried_and_named(crosspipe: Command, problem_file: str) -> None:

@@ -18,6 +18,8 @@ from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import make_problem, regions_problem
 
+ROOT = Path(__file__).parents[2]
+
 
 def wave_over_shared_channels() -> Problem:
     data = regions_problem(4, 8, memory=8, latency_us=0.5, occupancy_us=0.75)
@@ -47,6 +49,11 @@ def test_machine_code_and_python_agree(name: str, monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(bounds.tails, again.tails)
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """Of a process where the switch is not set, but for the changes."""
+    return {name: value for name, value in os.environ.items() if name != SWITCH} | changes
+
+
 def test_small_problems_do_not_load_numba() -> None:
     script = (
         "import sys\n"
@@ -55,10 +62,33 @@ def test_small_problems_do_not_load_numba() -> None:
         "greedy_order(regions_problem(8, 32, memory=8))\n"
         "sys.exit('numba' in sys.modules)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment(), timeout=60)
     assert done.returncode == 0
+
+
+TINY = """
+from crosspipe_ray.compiled import Loop
+
+def double(number):
+    return 2 * number
+
+machine_code = Loop(double).machine_code(python_s=0.5)  # as long as loading takes, not compiling
+assert machine_code(21) == 42
+print(sum(machine_code.stats.cache_hits.values()))
+"""
+
+
+def test_machine_code_outlives_the_process(tmp_path: Path) -> None:
+    script = tmp_path / "tiny.py"
+    script.write_text(TINY)
+    folders = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    hits = [
+        subprocess.check_output(
+            [sys.executable, script], env=environment(**folders, **switch), timeout=60, text=True
+        )
+        for switch in ({SWITCH: "always"}, {})
+    ]
+    assert hits == ["0\n", "1\n"]
 
 
 def double(number: int) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,33 @@ def test_searches_are_for_what_formulas_leave_open() -> None:
     attempts: list[Attempt] = []
     plan(regions_problem(4, 8), budget=BUDGET, on_attempt=attempts.append)  # zb-h1 is optimal
     assert not {"greedy", "improve", "optimal"} & {attempt.method for attempt in attempts}
+
+
+def tight_wave(*links: dict[str, Any]) -> Problem:
+    """Its optimum is above its bound, which only the solver shows."""
+    return make_problem((0, 1, 1, 0), 4, rank={"memory_limit_bytes": 3}, links=list(links))
+
+
+@pytest.mark.parametrize(
+    ("problem", "methods"),
+    [
+        (tight_wave(), ["crosspipe-greedy", "greedy", "improve", "optimal"]),
+        (
+            tight_wave(link(0, 1, 0, 4), link(1, 0, 0, 4)),
+            ["crosspipe-greedy", "greedy", "optimal"],
+        ),
+        (  # more than 10,000 ops
+            regions_problem(8, 420, memory=8, latency_us=2, occupancy_us=0.25),
+            ["1f1b", "zb-h1", "greedy", "improve", "crosspipe-greedy"],
+        ),
+    ],
+    ids=["bound by ranks", "bound by channels", "large"],
+)
+def test_auto_goes_on_while_there_is_a_gap(problem: Problem, methods: list[str]) -> None:
+    attempts: list[Attempt] = []
+    budget = Budget(iterations=2, time_limit_s=60.0)
+    plan(problem, budget=budget, on_attempt=attempts.append)
+    assert [attempt.method for attempt in attempts if attempt.plan] == methods
 
 
 def test_attempt_that_fails_says_why() -> None:
@@ -150,6 +178,18 @@ def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
     problem = make_problem((0, 1, 1, 0), 8, rank={"memory_limit_bytes": 4}, links=links)
     made = plan(problem, budget=Budget(time_limit_s=0.0))
     assert (made.method, made.status) == ("zb-v", "time_limit")
+
+
+@pytest.mark.parametrize(
+    ("method", "in_time"), [("greedy", "gap"), ("improve", "gap"), ("optimal", "proven")]
+)
+def test_search_that_the_clock_ends_says_so(method: str, in_time: str) -> None:
+    attempts: list[Attempt] = []
+    for time_limit_s in (0.0, 60.0):
+        budget = Budget(iterations=2, time_limit_s=time_limit_s)
+        plan(tight_wave(), method=method, budget=budget, on_attempt=attempts.append)
+    statuses = [attempt.plan.status for attempt in attempts if attempt.plan]
+    assert statuses == ["time_limit", in_time]
 
 
 @pytest.mark.parametrize("method", ["greedy", "optimal"])
