@@ -160,7 +160,7 @@ def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     if not (place.is_done_for(allowance.budget) or place.is_bound_by_channels):
         is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], allowance.share(0.35 if is_small else 0.75))
+        yield place.attempt(METHODS["improve"], allowance.share(0.35 if is_small else 0.5))
     if not place.is_done_for(allowance.budget) and place.num_ops <= _MOST_SOLVED_OPS:
         yield place.attempt(METHODS["optimal"], allowance.share(1.0))
 

@@ -1,6 +1,7 @@
 """Orders that begin and end as the ends of a step allow."""
 
 import itertools
+import math
 
 import numpy as np
 from ortools.sat.python import cp_model
@@ -8,7 +9,7 @@ from ortools.sat.python import cp_model
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import bounds_of
-from crosspipe_ray.planners.cpsat.best import Best
+from crosspipe_ray.planners.cpsat.best import Best, Limits
 from crosspipe_ray.planners.cpsat.borders import completed
 from crosspipe_ray.planners.cpsat.ends import EndsModel, tune
 from crosspipe_ray.planners.cpsat.search import solve
@@ -22,8 +23,7 @@ from tests.unit.test_cpsat_ends import busy_borders
 def solved_ends(problem: Problem, limit_ns: int) -> tuple[EndsModel, cp_model.CpSolver]:
     costs, bounds = stage_costs(problem), bounds_of(problem)
     model = EndsModel(problem, costs, bounds, limit_ns, bounds.makespan_ns // 3)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
+    solver = Limits(deadline=math.inf, effort=math.inf, workers=1, seed=0).solver(10.0)
     tune(solver)
     assert solver.solve(model.model) == cp_model.OPTIMAL
     return model, solver

@@ -1,11 +1,14 @@
 """What the ends of a step refuse, no schedule can do."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from ortools.sat.python import cp_model
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.planners.bounds.makespan import bounds_of
+from crosspipe_ray.planners.cpsat.best import Limits
 from crosspipe_ray.planners.cpsat.ends import EndsModel, is_bound_by_channels, tune
 from crosspipe_ray.planners.cpsat.search import solve
 from crosspipe_ray.planners.greedy.search import greedy_order
@@ -17,9 +20,7 @@ from tests.unit.builders import link, make_problem, problems, regions_problem
 def is_refused(problem: Problem, limit_ns: int, reach_ns: int) -> bool:
     costs = stage_costs(problem)
     ends = EndsModel(problem, costs, bounds_of(problem, costs), limit_ns, reach_ns)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.max_deterministic_time = 0.5
+    solver = Limits(deadline=math.inf, effort=math.inf, workers=1, seed=0).solver(0.5)
     tune(solver)
     return solver.solve(ends.model) == cp_model.INFEASIBLE
 

@@ -183,11 +183,9 @@ def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> lis
 def tune(solver: cp_model.CpSolver) -> None:
     """What pays on the ends of a step, but not on all of it.
 
-    Strong propagation refuses without branching what is a little above the bound; where it has to
-    branch, on which of two messages goes first, it needs ten times fewer branches than on starts.
+    Strong propagation refuses without branching what is a little above the bound.
     """
     solver.parameters.use_strong_propagation_in_disjunctive = True
-    solver.parameters.use_dynamic_precedence_in_disjunctive = True
 
 
 def is_bound_by_channels(problem: Problem, costs: Sequence[StageCosts]) -> bool:
