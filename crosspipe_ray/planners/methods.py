@@ -61,7 +61,7 @@ class Budget:
     ) -> Budget:
         """What somebody asks for: a number of attempts alone lets no clock cut in.
 
-        So that he gets the same plan again, on whatever machine.
+        The same plan can then be made again, on any machine.
         """
         if time_limit_s is None:
             time_limit_s = default_s if iterations is None else math.inf

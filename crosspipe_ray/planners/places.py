@@ -95,7 +95,7 @@ class Place:
 
     @property
     def is_bound_by_channels(self) -> bool:
-        """Whether the solver is likely to raise the bound; False before the first attempt."""
+        """Whether the solver does best by its borders; False before the first attempt."""
         return self._problem is not None and is_bound_by_channels(
             self._problem, stage_costs(self._problem)
         )
@@ -108,22 +108,16 @@ class Place:
             return follows(self.origin, method.pattern)
         return method.pattern is self.candidate.pattern
 
-    def attempt(self, method: Method, budget: Budget, *, is_afresh: bool = False) -> Attempt:
-        """One method; what the user cannot have is a reason, not the end of `auto`.
-
-        Args:
-            method: to be tried.
-            budget: for it.
-            is_afresh: not from the best order known.
-        """
+    def attempt(self, method: Method, budget: Budget) -> Attempt:
+        """One method; what the user cannot have is a reason, not the end of `auto`."""
         started = time.monotonic()
         try:
-            made = self._plan(method, budget, None if is_afresh else self.order, started)
+            made = self._plan(method, budget, started)
         except (InfeasibleError, InputError) as error:
             return Attempt(method.name, self.candidate.name, None, error)
         return Attempt(method.name, self.candidate.name, made)
 
-    def _plan(self, method: Method, budget: Budget, known: Order | None, started: float) -> Plan:
+    def _plan(self, method: Method, budget: Budget, started: float) -> Plan:
         if self._problem is None:
             self._problem = self.candidate.placed(self.origin)
         check_memory_suffices(self._problem)
@@ -132,7 +126,7 @@ class Place:
         if self._bounds is None:
             self._bounds = bounds_of(self._problem)
             self.lower_bound_ns = self._bounds.makespan_ns
-        found = method.search(self._problem, self._bounds, budget, known)
+        found = method.search(self._problem, self._bounds, budget, self.order)
         if method.is_search and _limits_messages(self._problem):
             found = _with_room_for_messages(self._problem, found, method.name)
         if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops

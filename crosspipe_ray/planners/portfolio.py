@@ -37,7 +37,9 @@ _LOOK_SHARE = 0.3  # of the time that is left: for a short look at every placeme
 _NUM_FAVOURITES, _NUM_SLANTED = 3, 5
 _EQUAL_SHARE = 0.6  # of the time of a method that is asked for: for stages of equal work
 _LARGE_SHARE = 0.6  # of the time that is left: for greedy, then improve, if the solver is no use
-_MOST_EASY_OPS = 600  # below, the solver gains more in the same time than greedy and improve
+_GREEDY_SHARE, _GREEDY_IF_EASY = 0.2, 0.1  # of the time that is left, for the only placement
+_IMPROVE_SHARE, _IMPROVE_IF_EASY = 0.5, 0.35  # of what is left then; the rest is the solver's
+_MOST_EASY_OPS = 600  # below, the solver soon ends with a proof
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 _MOST_IMPROVED_OPS = 20_000  # above, improve is still setting out when greedy has long arrived
 _MOST_FORMULA_OPS = 1_000_000  # above, each plan that is looked at takes seconds
@@ -148,8 +150,8 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
         yield from _try_fixed(place, allowance, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
         if not places[0].is_done_for(allowance.budget):
-            is_hard = places[0].num_ops > _MOST_EASY_OPS and not places[0].is_bound_by_channels
-            yield places[0].attempt(METHODS["greedy"], allowance.share(0.2 if is_hard else 0.1))
+            share = _GREEDY_IF_EASY if _is_for_solver(places[0]) else _GREEDY_SHARE
+            yield places[0].attempt(METHODS["greedy"], allowance.share(share))
     else:
         yield from _look_around(places, allowance)
     for place in favourites(places, 1):
@@ -158,11 +160,18 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
 
 def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
-    if not (place.is_done_for(allowance.budget) or place.is_bound_by_channels):
-        is_small = place.num_ops <= _MOST_EASY_OPS
-        yield place.attempt(METHODS["improve"], allowance.share(0.35 if is_small else 0.5))
-    if not place.is_done_for(allowance.budget) and place.num_ops <= _MOST_SOLVED_OPS:
+    can_solve = place.num_ops <= _MOST_SOLVED_OPS
+    makes_moves_itself = can_solve and place.is_bound_by_channels  # the solver
+    if not (place.is_done_for(allowance.budget) or makes_moves_itself):
+        share = _IMPROVE_IF_EASY if _is_for_solver(place) else _IMPROVE_SHARE
+        yield place.attempt(METHODS["improve"], allowance.share(share))
+    if not place.is_done_for(allowance.budget) and can_solve:
         yield place.attempt(METHODS["optimal"], allowance.share(1.0))
+
+
+def _is_for_solver(place: Place) -> bool:
+    """Whether the solver gains more in the same time than greedy and improve."""
+    return place.num_ops <= _MOST_EASY_OPS or place.is_bound_by_channels
 
 
 def _try_fixed(
