@@ -44,6 +44,17 @@ def test_idle_times_of_both_ends_add_up() -> None:
     assert bound_us(problem) == solution.makespan_ns / 1000 == 89
 
 
+def test_memory_full_of_forwards_of_one_stage_leaves_nothing_to_close_a_round_later() -> None:
+    # Rank 1 would fill its memory with F's of 4, but its first I's need the F's of 1.
+    links = [link(0, 1, 10, 0), link(1, 0, 10, 0)]
+    data = make_problem((0, 1, 1, 0), 6, links=links).model_dump()
+    data["ranks"][1]["memory_limit_bytes"] = 6
+    data["stages"][1]["forward_us"] = 4
+    problem = Problem.model_validate(data)
+    solution = solve(problem, known=greedy_order(problem), time_limit_s=60.0)
+    assert bound_us(problem) == solution.makespan_ns / 1000 == 101  # 92 by the first round alone
+
+
 def test_no_limit_no_bound() -> None:
     assert bound_us(make_problem((0, 1, 1, 0), 4)) == 0
 

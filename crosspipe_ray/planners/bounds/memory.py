@@ -14,6 +14,7 @@ in between: so the idle times of both ends add up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +58,9 @@ def memory_bound(
             chosen = list(stages)
             taken = np.array([costs[stage].activation_bytes for stage in stages])
             kept = taken - [_freed_early(problem, costs, stage) for stage in stages]
-            work = durations[chosen]
-            first = _ahead(heads[chosen], work, taken, limit)
-            last = _behind(tails[chosen], work, kept, taken, limit)
+            work, away = durations[chosen], _away_ns(costs, durations, chosen[-1])
+            first = _ahead(heads[chosen], work, taken, limit, away)
+            last = _behind(tails[chosen], work, kept, taken, limit, away)
             bound = max(bound, _least(int(work.sum()) * problem.num_microbatches, first, last))
     return bound
 
@@ -83,15 +84,32 @@ def _freed_early(problem: Problem, costs: Sequence[StageCosts], stage: int) -> i
     return cost.activation_bytes if problem.is_fused(stage) else cost.freed_by_input_bytes
 
 
-def _ahead(heads: Times, work: Times, taken: Times, limit: int) -> _Windows:
+def _away_ns(costs: Sequence[StageCosts], durations: Times, stage: int) -> int:
+    """Least time from the end of F of a stage to its I: on the way through all later stages."""
+    away = 0
+    for here, after in pairwise(range(stage, len(costs))):
+        for transfer in (costs[here].output, costs[after].gradient):
+            if transfer and transfer.route:
+                away += transfer.occupancy_ns + transfer.route.latency_ns
+        away += int(durations[after, Kind.F] + durations[after, Kind.I])
+    return away
+
+
+def _ahead(heads: Times, work: Times, taken: Times, limit: int, away: int) -> _Windows:
     """F opens, I (with its W) closes."""
     options = list(zip(np.cumsum(taken), np.cumsum(work[:, Kind.F]), strict=True))
     closing_work = work[:, Kind.I] + work[:, Kind.W]
-    by_memory = _full(heads[:, Kind.I], options, closing_work, taken, limit)
-    return _joined(by_memory, _waiting(heads, work))
+    pause = int(work[-1, Kind.F]) + away
+    return _joined(
+        _full(heads[:, Kind.I], options, closing_work, taken, limit),
+        _full_again(heads[:, Kind.I], pause, options, closing_work, taken, limit),
+        _waiting(heads, work),
+    )
 
 
-def _behind(tails: Times, work: Times, kept: Times, taken: Times, limit: int) -> _Windows:
+def _behind(
+    tails: Times, work: Times, kept: Times, taken: Times, limit: int, away: int
+) -> _Windows:
     """Backwards in time, W (with its I) opens, F closes.
 
     An I of a later stage comes with those of the earlier ones, as they are still to come; a W may
@@ -105,8 +123,12 @@ def _behind(tails: Times, work: Times, kept: Times, taken: Times, limit: int) ->
         for stage in sorted(range(first, len(work)), key=lambda s: kept[s] / max(1, work[s, 2])):
             num_bytes, done = num_bytes + int(kept[stage]), done + int(work[stage, Kind.W])
             options.append((num_bytes, done))
-    by_memory = _full(tails[:, Kind.F], options, work[:, Kind.F], taken, limit)
-    return _joined(by_memory, _waiting(tails, work))
+    pause = int(work[-1, Kind.I]) + away
+    return _joined(
+        _full(tails[:, Kind.F], options, work[:, Kind.F], taken, limit),
+        _full_again(tails[:, Kind.F], pause, options, work[:, Kind.F], taken, limit),
+        _waiting(tails, work),
+    )
 
 
 def _full(
@@ -127,6 +149,32 @@ def _full(
     return _Windows(ordered, early + closed * int(closing_work.max()))
 
 
+def _full_again(
+    closing_heads: Times,
+    pause: int,
+    options: Sequence[tuple[int, int]],
+    closing_work: Times,
+    released: Times,
+    limit: int,
+) -> _Windows:
+    """The window until something closes that was not wholly open when the first thing closed.
+
+    A microbatch closes a pause after it is wholly open (the last option). If n are so by the first
+    closing head, no more than these close within the window; they have taken memory from what
+    would have filled the time until then.
+    """
+    first, num_microbatches = int(closing_heads.min()), closing_heads.shape[1]
+    num_bytes, done = options[-1]
+    most_open = min(num_microbatches, limit // num_bytes) if num_bytes else num_microbatches
+    opened = np.arange(most_open + 1, dtype=np.int64)
+    others = _most_work(options[:-1], limit - opened * num_bytes, num_microbatches)
+    until_first = opened * done + others
+    capacity = limit + opened * int(released.sum())
+    in_all = opened * int(closing_work.sum()) + _most_work(options, capacity, num_microbatches)
+    most = np.minimum(in_all, until_first + pause).max()
+    return _Windows(np.array([first + pause]), np.array([most]))
+
+
 def _waiting(heads: Times, work: Times) -> _Windows:
     """Windows until a row of ops may start; none of an op whose head is not within it is done."""
     lengths = np.unique(np.append(0, heads.min(axis=2)))[:_NUM_WINDOWS]
@@ -135,8 +183,8 @@ def _waiting(heads: Times, work: Times) -> _Windows:
     return _Windows(lengths, np.array(most, dtype=np.int64))
 
 
-def _joined(some: _Windows, others: _Windows) -> _Windows:
-    return _Windows(*(np.concatenate(pair) for pair in zip(some, others, strict=True)))
+def _joined(*windows: _Windows) -> _Windows:
+    return _Windows(*(np.concatenate(columns) for columns in zip(*windows, strict=True)))
 
 
 def _most_work(options: Sequence[tuple[int, int]], capacity: Times, num_microbatches: int) -> Times:
