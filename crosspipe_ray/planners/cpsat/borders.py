@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Way = tuple[float, float]  # reach of the ends, as a share of the bound; the solver's patience
 _QUICK, _FAIR, _WIDE = (0.2, 0.08), (0.24, 0.25), (0.34, 0.8)
-_LEADS = (0.45, 0.6)  # between the bound and the best makespan: where a lead is looked for
+_LEAD = 0.55  # between the bound and the best makespan: where a lead is looked for
 _PATIENCES = (0.0, 0.25, 0.5, 1.0)  # of the passes that complete a lead, of which the best counts
 _NUM_STARTS = 2  # rounds that begin with the lead, not with the best order
 _NUM_STEPS = 100_000  # moves of the first round
@@ -64,13 +64,10 @@ def refuse_by_ends(
 
 def _lead(best: Best, limits: Limits) -> Order | None:
     """An order by what the wide ends allow, if they soon allow anything."""
-    for share in _LEADS:
-        limit_ns = best.bound_ns + int(share * (best.makespan_ns - best.bound_ns))
-        if best.bound_ns <= limit_ns and not limits.are_reached:
-            lead = _ask(best, limits, _WIDE, limit_ns)
-            if lead:
-                return lead
-    return None
+    if limits.are_reached:
+        return None
+    limit_ns = best.bound_ns + int(_LEAD * (best.makespan_ns - best.bound_ns))
+    return _ask(best, limits, _WIDE, limit_ns)
 
 
 def _ask(
