@@ -103,6 +103,7 @@ def make_config(
             "num_evaluation_microbatches": 2,
         },
         "cluster": {"regions": regions, "links": links, "timeout_s": 60},
+        "planner": {"time_limit_s": 1.0},
     }
     return complete(Config.model_validate(raw))
 

@@ -66,8 +66,8 @@ def test_pieces_have_the_work_and_at_least_the_bytes_of_the_whole(
 def test_over_a_slow_link_pieces_are_shorter() -> None:
     number, made, attempts = chosen(generate(SLOW_LINK), 1, 2, 4)
     assert (number, made.problem.num_microbatches) == (4, 32)
-    [whole] = [it for it in attempts if it.method == "greedy" and it.placement == "as given"]
-    assert made.timeline.makespan_ns < 0.75 * whole.makespan_ns
+    whole_ns = min(it.makespan_ns for it in attempts if it.placement == "as given")
+    assert made.timeline.makespan_ns < 0.75 * whole_ns
     assert {"as given in 2", "as given in 4"} < {it.placement for it in attempts}
 
 
