@@ -51,16 +51,16 @@ def memory_bound(
         durations: shape (stages, 3).
         tails: as heads.
     """
-    bound = 0
+    bound, away = 0, _away_ns(costs, durations)
     for rank, stages in enumerate(problem.stages_of_rank):
         limit = activation_limit_bytes(problem, rank)
         if limit is not None:
             chosen = list(stages)
             taken = np.array([costs[stage].activation_bytes for stage in stages])
             kept = taken - [_freed_early(problem, costs, stage) for stage in stages]
-            work, away = durations[chosen], _away_ns(costs, durations, chosen[-1])
-            first = _ahead(heads[chosen], work, taken, limit, away)
-            last = _behind(tails[chosen], work, kept, taken, limit, away)
+            work, last_away = durations[chosen], away[chosen[-1]]
+            first = _ahead(heads[chosen], work, taken, limit, last_away)
+            last = _behind(tails[chosen], work, kept, taken, limit, last_away)
             bound = max(bound, _least(int(work.sum()) * problem.num_microbatches, first, last))
     return bound
 
@@ -84,15 +84,16 @@ def _freed_early(problem: Problem, costs: Sequence[StageCosts], stage: int) -> i
     return cost.activation_bytes if problem.is_fused(stage) else cost.freed_by_input_bytes
 
 
-def _away_ns(costs: Sequence[StageCosts], durations: Times, stage: int) -> int:
-    """Least time from the end of F of a stage to its I: on the way through all later stages."""
-    away = 0
-    for here, after in pairwise(range(stage, len(costs))):
+def _away_ns(costs: Sequence[StageCosts], durations: Times) -> list[int]:
+    """Least time from the end of F of each stage to its I: on the way through all later ones."""
+    away = [0]
+    for after, here in pairwise(reversed(range(len(costs)))):
+        time = away[-1] + int(durations[after, Kind.F] + durations[after, Kind.I])
         for transfer in (costs[here].output, costs[after].gradient):
             if transfer and transfer.route:
-                away += transfer.occupancy_ns + transfer.route.latency_ns
-        away += int(durations[after, Kind.F] + durations[after, Kind.I])
-    return away
+                time += transfer.occupancy_ns + transfer.route.latency_ns
+        away.append(time)
+    return away[::-1]
 
 
 def _ahead(heads: Times, work: Times, taken: Times, limit: int, away: int) -> _Windows:
