@@ -44,8 +44,8 @@ class Limits:
     def solver(self, patience: float, *, workers: int | None = None) -> cp_model.CpSolver:
         """One that gives up in time.
 
-        It branches on which of two ops goes first, which refuses in 0.2 s what takes seconds by
-        starts; linear relaxations are of no use here.
+        It branches on which of two ops goes first, as branching on starts takes many times the
+        effort; linear relaxations are of no use here.
         """
         from ortools.sat.python import cp_model  # a heavy import, for this method alone
 

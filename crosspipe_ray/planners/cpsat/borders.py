@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from crosspipe_ray.planners.bounds.relaxation import row_of
 from crosspipe_ray.planners.cpsat.best import Best, Limits, refuse
 from crosspipe_ray.planners.cpsat.ends import EndsModel, tune
 from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler
@@ -95,7 +96,7 @@ def completed(best: Best, model: EndsModel, solver: cp_model.CpSolver) -> Order:
     scheduler = ListScheduler(best.problem, bounds=best.bounds)
     tails = scheduler.tails.copy()
     for (stage, kind), starts in model.starts_ns(solver).items():
-        tails[3 * stage + kind] = model.limit_ns - starts
+        tails[row_of(stage, kind)] = model.limit_ns - starts
     passes = [scheduler.forward(tails, Bias(patience=(each,) * 3)) for each in _PATIENCES]
     _, state = min(passes, key=lambda made: made[0])
     return scheduler.order(state)
