@@ -27,7 +27,8 @@ class CuttingProxy:
         self._limits = iter(cut_after_bytes)
         self._is_closed = False
         self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._muted: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._threads: list[threading.Thread] = []
@@ -55,12 +56,12 @@ class CuttingProxy:
         return thread
 
     def _serve(self, near: socket.socket, far: socket.socket, limit: int | None) -> None:
-        self._sockets |= {near, far}
+        self._pairs.add((near, far))
         back = self._start(self._forward, far, near, None)
         self._forward(near, far, limit)
         back.join(10.0)
         # Closed with unread bytes they reset the connection, as a dead peer does.
-        self._sockets -= {near, far}
+        self._pairs.discard((near, far))
         near.close()
         far.close()
 
@@ -76,15 +77,21 @@ class CuttingProxy:
                 with self._lock:
                     self.num_bytes += len(block)
                     self.recorded += block[:4096]
-                target.sendall(block)
+                if target not in self._muted:
+                    target.sendall(block)
         self.num_cuts += limit is not None and num_bytes >= limit
         _shut(source)
         _shut(target)
 
+    def lose_answers(self) -> None:
+        """Lets nothing come back from the target over what is connected now."""
+        self._muted = {near for near, _ in self._pairs.copy()}
+
     def cut_all(self) -> None:
         """Cuts what is connected now."""
-        for end in self._sockets.copy():
-            _shut(end)
+        for near, far in self._pairs.copy():
+            _shut(near)
+            _shut(far)
 
     def close(self) -> None:
         """Cuts everything and ends the threads."""

@@ -69,6 +69,17 @@ def test_receives_posted_after_the_connection_died_get_their_messages(
     assert torch.equal(into, message)
 
 
+def test_a_rank_leaves_once_others_know_what_has_arrived(credentials: Credentials) -> None:
+    with proxied(credentials) as (proxy, (sender, receiver)):
+        proxy.lose_answers()
+        arrival = receiver.irecv(number(0), peer=0, tag=1)
+        sent = sender.isend(number(1), peer=1, tag=1)
+        arrival.wait(timeout_s=TIMEOUT_S)
+        proxy.cut_all()
+        receiver.close()
+        sent.wait(timeout_s=TIMEOUT_S)
+
+
 def test_a_stream_changes_its_key_before_it_is_worn_out(
     credentials: Credentials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

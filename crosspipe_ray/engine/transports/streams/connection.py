@@ -75,7 +75,7 @@ class Route:
 class Connection:
     """A connected socket with TLS.
 
-    ``cut`` may be called from any thread, everything else from one at a time.
+    ``cut`` and ``is_lost`` may be called from any thread, everything else from one at a time.
 
     Args:
         tls: its handshake need not be done yet.
@@ -196,6 +196,17 @@ class Connection:
     def has_more(self) -> bool:
         """Whether bytes have been decrypted that nobody has read."""
         return self._tls.pending() > 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a call that waits for bytes would find none to come; from any thread."""
+        try:
+            # SSLSocket.recv takes no flags, and would take bytes that another thread waits for.
+            return not socket.socket.recv(self._tls, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def cut(self) -> None:
         """Ends the calls of other threads with an OSError."""

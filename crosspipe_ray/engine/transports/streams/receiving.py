@@ -38,6 +38,8 @@ class ReceivingStream:
         self._is_stopped = False
         self._next: Connection | None = None
         self._current: Connection | None = None
+        self._welcomed: Connection | None = None
+        self._num_welcomed = 0
         self._num_chunks = 0
         self._thread = threading.Thread(
             target=self._run, name=f"transport {route.name}", daemon=True
@@ -68,6 +70,22 @@ class ReceivingStream:
         """Why its lane has failed; None while it has not."""
         return self._lane.error
 
+    def see_off(self) -> None:
+        """Before ``stop``: stays until the sender knows what has arrived.
+
+        Acks may be lost with their connection; the welcome over the next one says the same.
+        """
+        with self._lane.changed:
+            self._lane.changed.wait_for(
+                lambda: self._is_over or self._sender_knows, timeout=self.route.resume_s
+            )
+
+    @property
+    def _sender_knows(self) -> bool:
+        if self._num_welcomed == self._num_chunks:
+            return True
+        return self._welcomed is not None and not self._welcomed.is_lost
+
     def stop(self) -> None:
         """Ends the thread soon, whatever it is doing; from any thread."""
         with self._lane.changed:
@@ -97,6 +115,9 @@ class ReceivingStream:
         try:
             connection.send(Welcome(self._num_chunks))
             connection.settle()
+            with self._lane.changed:
+                self._welcomed, self._num_welcomed = connection, self._num_chunks
+                self._lane.changed.notify_all()
             self.was_connected = True
             self.is_settled.set()
             while self._take_chunk(connection):

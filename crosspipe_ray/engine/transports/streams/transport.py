@@ -176,11 +176,13 @@ class StreamsTransport(Transport):
             stream.stop()
 
     def close(self) -> None:
-        """As ``Transport.close``.
+        """As ``Transport.close``; a sender that has just lost its connection is waited for.
 
         Raises:
             RunError: a thread does not end.
         """
+        for receiver in self._receivers.values():
+            receiver.see_off()
         self.abort(f"rank {self.rank} has closed its transport")
         self._door.close()
         for stream in self._streams:
