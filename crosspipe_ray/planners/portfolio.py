@@ -29,6 +29,7 @@ __all__ = [
     "check_method",
     "needed_pattern",
     "plan",
+    "with_verdict",
 ]
 
 AUTO = "auto"
@@ -103,6 +104,18 @@ def check_method(method: str) -> None:
 def needed_pattern(method: str) -> Pattern | None:
     """The placement that a method needs; None: any."""
     return None if method == AUTO else METHODS[method].pattern
+
+
+def with_verdict(best: Plan, beside: Sequence[Plan]) -> Plan:
+    """A plan with what all say of its placement: the highest bound, and whether time ran out.
+
+    Args:
+        best: the plan.
+        beside: all plans on its placement, itself among them.
+    """
+    if any(made.status == "time_limit" for made in beside):
+        best = replace(best, status="time_limit")
+    return best.with_bound(max(made.lower_bound_ns for made in beside))
 
 
 def _no_placement(method: str, usable: Sequence[Pattern]) -> ProblemError:
@@ -233,9 +246,7 @@ def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
         beside = [made for made in plans if made.problem is best.problem]
-        if any(made.status == "time_limit" for made in beside):
-            best = replace(best, status="time_limit")
-        return replace(best.with_bound(max(made.lower_bound_ns for made in beside)), wall_s=wall_s)
+        return replace(with_verdict(best, beside), wall_s=wall_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
     lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
     if lacking:  # of equal ones the last, as greedy asks for the least memory

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.comparison import highest_bounds_ns
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan
+from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan, with_verdict
 from crosspipe_ray.planners.sampling import Latencies, makespans_ns
 from crosspipe_ray.problem import Link, Problem
 from crosspipe_ray.simulate import simulate
@@ -74,9 +75,10 @@ def robust_plan(
     bounds = highest_bounds_ns(attempts)
     for attempt in _for_slow_links(problem, quantile, method, slow, patterns):
         note(_on_links(attempt, problem.links, bounds))
-    chosen = _best([each.plan for each in attempts if each.plan], latencies, quantile)
-    best = chosen.with_bound(bounds[chosen.problem.sha256])
-    return replace(best, wall_s=time.monotonic() - started)
+    plans = [each.plan for each in attempts if each.plan]
+    best = _best(plans, latencies, quantile)
+    beside = [made for made in plans if made.problem == best.problem]
+    return replace(with_verdict(best, beside), wall_s=time.monotonic() - started)
 
 
 def quantile_ns(made: Plan, *, quantile: float, seed: int = 0) -> int:
@@ -136,7 +138,8 @@ def _on_links(attempt: Attempt, links: Sequence[Link], bounds: dict[str, int]) -
     if digest not in bounds:
         bounds[digest] = bounds_of(problem).makespan_ns
     timeline = simulate(problem, made.schedule, send_order=made.send_order)
-    again = replace(made, problem=problem, timeline=timeline, status="gap")
+    status: Status = "gap" if made.status == "proven" else made.status  # proven for slow links
+    again = replace(made, problem=problem, timeline=timeline, status=status)
     return replace(attempt, placement=placement, plan=again.with_bound(bounds[digest]))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,26 @@ def test_it_gives_up_the_stated_latency_for_the_quantile() -> None:
     assert robust.p95_ns is not None
     assert robust.p95_ns < quantile_ns(usual, latencies, 0.95)
     assert robust.timeline.makespan_ns >= usual.timeline.makespan_ns
+
+
+@pytest.mark.parametrize(("time_limit_s", "status"), [(0.0, "time_limit"), (60.0, "gap")])
+def test_a_plan_for_slow_links_is_out_of_time_where_its_search_was(
+    time_limit_s: float, status: str
+) -> None:
+    problem = jittery(stage={"backward_input_us": 1.28, "backward_weight_us": 0.48})
+    attempts, budget = list[Attempt](), replace(BUDGET, time_limit_s=time_limit_s)
+    robust_plan(problem, quantile=0.95, method="greedy", budget=budget, on_attempt=attempts.append)
+    assert attempts[-1].placement == "as given, slow"
+    assert attempts[-1].plan is not None
+    assert attempts[-1].plan.status == status
+
+
+def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
+    links = [link(0, 1, 4, 0), link(1, 0, 4, 0)]
+    problem = make_problem((0, 1, 1, 0), 8, rank={"memory_limit_bytes": 4}, links=links)
+    problem = with_links(problem, latency_samples_us=[4, 8])
+    made = robust_plan(problem, quantile=0.95, budget=Budget(time_limit_s=0.0))
+    assert (made.method, made.status) == ("zb-v", "time_limit")
 
 
 def test_a_seed_gives_the_same_plan_again() -> None:
