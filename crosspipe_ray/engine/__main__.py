@@ -23,7 +23,7 @@ import torch
 from crosspipe_ray.clock_estimate import HostClock
 from crosspipe_ray.config import Config, load_config
 from crosspipe_ray.engine.board import Board
-from crosspipe_ray.engine.checks import check_same_data, complete
+from crosspipe_ray.engine.checks import check_before_start, check_same_data, complete
 from crosspipe_ray.engine.clock_exchange import ClockWatch
 from crosspipe_ray.engine.device import rank_device
 from crosspipe_ray.engine.links import Emulation, emulation_of
@@ -110,6 +110,7 @@ def _train(options: argparse.Namespace, rank: int, num_ranks: int) -> None:
     device = rank_device(int(os.environ["LOCAL_RANK"]))
     with ExitStack() as stack:
         board = Board(_store(rank), rank=rank, num_ranks=num_ranks)
+        board.from_first(lambda: check_before_start(config))
         config, plan = _plan(board, config, device)
         assigned = assignments(config, plan)
         wiring = Wiring(

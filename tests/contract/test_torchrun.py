@@ -88,6 +88,14 @@ def test_trains_over_streams_with_the_credentials_of_a_folder(
     assert losses == [f"{fmean(step):.4f}" for step in plain_pytorch(data).losses]
 
 
+def test_a_method_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    _, run_file = make_run(tmp_path)
+    chosen = ["--set", "planner.method=zb-v", "--set", "planner.placement=loop"]
+    done = torchrun(run_file, *chosen)
+    assert "exitcode  : 2" in done.stderr
+    assert "rank 0: planner.method: zb-v needs the placement 'wave'" in done.stderr
+
+
 def test_object_store_is_refused_without_ray(plan_file: Path, tmp_path: Path) -> None:
     content = json.loads(plan_file.read_text())
     for link in content["problem"]["links"]:
