@@ -57,6 +57,11 @@ class Allowance:
         """Time spent so far."""
         return time.monotonic() - self._started
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether no time is left."""
+        return self.elapsed_s >= self.budget.time_limit_s
+
     def share(self, part: float, *, iterations: float = math.inf) -> Budget:
         """A part of what is left, with at most so many iterations."""
         left_s = max(0.0, self.budget.time_limit_s - self.elapsed_s)

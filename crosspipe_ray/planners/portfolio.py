@@ -44,6 +44,9 @@ _MOST_EASY_OPS = 600  # below, the solver soon ends with a proof
 _MOST_SOLVED_OPS = 10_000  # above, the solver finds nothing in any time that one would give it
 _MOST_IMPROVED_OPS = 20_000  # above, improve is still setting out when greedy has long arrived
 _MOST_FORMULA_OPS = 1_000_000  # above, each plan that is looked at takes seconds
+_SEEN_SHARE = 0.5  # of the time: for formulas, and for the bounds and the least that a look takes
+_SEEN_S = 1e-6  # for an op of a placement: all that
+_SETTING_OUT_S = 6e-6  # for an op: until improve makes its first move
 _RULE_S = 1e-5  # for an op of a method that goes by rules, in Python
 
 
@@ -87,7 +90,7 @@ def plan(
     for attempt in search:
         on_attempt(attempt)
         attempts.append(attempt)
-    return _best(attempts, wall_s=allowance.elapsed_s)
+    return _best(attempts, allowance)
 
 
 def check_method(method: str) -> None:
@@ -146,8 +149,14 @@ def _each(
     *,
     iterations: float = math.inf,
 ) -> Iterator[Attempt]:
-    """One method on each placement, for the same part of a share of the time that is left."""
+    """One method on each placement, for the same part of a share of the time that is left.
+
+    A search tries the first in any case, and goes on until there is a plan or while there is time.
+    """
     for number, place in enumerate(places):
+        has_plan = any(each.best for each in places)
+        if number and has_plan and method.is_search and allowance.is_spent:
+            return
         part = share / (len(places) - share * number)
         yield place.attempt(method, allowance.share(part, iterations=iterations))
 
@@ -157,6 +166,7 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
     if len(places) == 1 and places[0].num_ops > _MOST_SOLVED_OPS:
         yield from _try_large(places[0], allowance)
         return
+    places, others = _split_by_time(places, allowance.budget.time_limit_s)
     rules_s = _RULE_S * sum(place.num_ops for place in places)
     has_time = rules_s < _LOOK_SHARE * allowance.budget.time_limit_s
     for place in places:
@@ -167,15 +177,29 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
             yield places[0].attempt(METHODS["greedy"], allowance.share(share))
     else:
         yield from _look_around(places, allowance)
-    for place in favourites(places, 1):
+    if not favourites(places, 1):  # memory may suffice for finer stages
+        yield from _look_around(others, allowance)
+    for place in favourites([*places, *others], 1):
         yield from _try_longer(place, allowance)
+
+
+def _split_by_time(places: list[Place], time_limit_s: float) -> tuple[list[Place], list[Place]]:
+    """The placements that there is time to look at, those of few ops first, and the others."""
+    most_ops = max(_SEEN_SHARE * time_limit_s / _SEEN_S, _MOST_SOLVED_OPS)
+    for finest in sorted({place.num_ops for place in places}, reverse=True):
+        seen = [place for place in places if place.num_ops <= finest]
+        if sum(place.num_ops for place in seen) <= most_ops:
+            break
+    return seen, [place for place in places if place.num_ops > finest]
 
 
 def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     """What improves and proves the best order known."""
     can_solve = place.num_ops <= _MOST_SOLVED_OPS
     makes_moves_itself = can_solve and place.is_bound_by_channels  # the solver
-    if not (place.is_done_for(allowance.budget) or makes_moves_itself):
+    sets_out_s = _SETTING_OUT_S * place.num_ops
+    has_time = place.num_ops <= _MOST_IMPROVED_OPS or sets_out_s < allowance.share(1.0).time_limit_s
+    if has_time and not (place.is_done_for(allowance.budget) or makes_moves_itself):
         share = _IMPROVE_IF_EASY if _is_for_solver(place) else _IMPROVE_SHARE
         yield place.attempt(METHODS["improve"], allowance.share(share))
     if not place.is_done_for(allowance.budget) and can_solve:
@@ -226,12 +250,13 @@ def _look_around(places: list[Place], allowance: Allowance) -> Iterator[Attempt]
     """
     greedy = METHODS["greedy"]
     yield from _look(places, allowance, _LOOK_SHARE)
-    finer = slanted(favourites(places, _NUM_SLANTED))
-    yield from _look(finer, allowance, _LOOK_SHARE)
-    places += finer
+    if not allowance.is_spent:
+        finer = slanted(favourites(places, _NUM_SLANTED))
+        yield from _look(finer, allowance, _LOOK_SHARE)
+        places += finer
     best = favourites(places, _NUM_FAVOURITES)
     for number, place in enumerate(best):
-        if not place.is_done:
+        if not (place.is_done or allowance.is_spent):
             yield place.attempt(greedy, allowance.share(1 / (len(best) - number + 2)))
 
 
@@ -240,13 +265,15 @@ def _look(places: Sequence[Place], allowance: Allowance, share: float) -> Iterat
     yield from _each(places, METHODS["greedy"], allowance, share, iterations=_LOOK_ITERATIONS)
 
 
-def _best(attempts: Sequence[Attempt], *, wall_s: float) -> Plan:
+def _best(attempts: Sequence[Attempt], allowance: Allowance) -> Plan:
     """The shortest plan; without any, the least demanding reason."""
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
-        beside = [made for made in plans if made.problem is best.problem]
-        return replace(with_verdict(best, beside), wall_s=wall_s)
+        if allowance.is_spent and any(METHODS[each.method].is_search for each in attempts):
+            best = replace(best, status="time_limit")
+        beside = [best, *(made for made in plans if made.problem is best.problem)]
+        return replace(with_verdict(best, beside), wall_s=allowance.elapsed_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
     lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
     if lacking:  # of equal ones the last, as greedy asks for the least memory

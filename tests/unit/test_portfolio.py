@@ -255,6 +255,40 @@ def test_rules_are_tried_on_layers_where_there_is_time(time_limit_s: float, is_t
     assert {"1f1b", "zb-v", "interleaved", "greedy"} <= tried
 
 
+@pytest.mark.parametrize(("time_limit_s", "is_tried"), [(0.001, False), (math.inf, True)])
+def test_placements_of_many_ops_are_tried_where_there_is_time(
+    time_limit_s: float, is_tried: bool
+) -> None:
+    attempts: list[Attempt] = []
+    budget = Budget(iterations=1, time_limit_s=time_limit_s)
+    plan(layered(8, 2, num_microbatches=600), budget=budget, on_attempt=attempts.append)
+    tried = {attempt.placement for attempt in attempts}
+    assert ("loop x3" in tried) is is_tried
+    assert "one_per_rank" in tried
+
+
+def test_placements_of_many_ops_are_tried_where_no_other_has_room() -> None:
+    layers = [{**UNIT_STAGE, "weight_bytes": weight} for weight in (10, 10, 1, 1)]
+    ranks = [{"memory_limit_bytes": 13}] * 2
+    problem = layered(4, 2, layers=layers, ranks=ranks, num_microbatches=1000)
+    assert len(plan(problem, budget=Budget(time_limit_s=0.0)).problem.stages) == 4
+
+
+def test_plan_is_out_of_time_where_no_search_had_any() -> None:
+    fields = {"num_stages_per_rank": 2, "ranks": [{"memory_limit_bytes": 4}] * 2}
+    problem = layered(4, 2, num_microbatches=2000, links=[link(0, 1, 4, 0)], **fields)
+    attempts: list[Attempt] = []
+    made = plan(
+        problem,
+        budget=Budget(time_limit_s=0.0),
+        patterns=[Pattern.LOOP, Pattern.WAVE],
+        on_attempt=attempts.append,
+    )
+    searched = {attempt.placement for attempt in attempts if attempt.method == "greedy"}
+    assert (made.method, searched) == ("zb-v", {"loop"})
+    assert made.status == "time_limit"
+
+
 def test_single_search_tries_uneven_layers_too() -> None:
     attempts: list[Attempt] = []
     problem = layered(20, 2, ranks=[{"memory_limit_bytes": 20}] * 2)
