@@ -7,12 +7,12 @@ seldom lead from one rhythm to another by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
+from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.relaxation import row_of
-from crosspipe_ray.planners.cpsat.best import Best, Limits, refuse
+from crosspipe_ray.planners.cpsat.best import Best, Limits
 from crosspipe_ray.planners.cpsat.ends import EndsModel, tune
 from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler
 from crosspipe_ray.planners.improve.climb import improved
@@ -21,71 +21,114 @@ from crosspipe_ray.planners.order import Order
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-Way = tuple[float, float]  # reach of the ends, as a share of the bound; the solver's patience
-_QUICK, _FAIR, _WIDE = (0.2, 0.08), (0.24, 0.25), (0.34, 0.8)
-_LEAD = 0.55  # between the bound and the best makespan: where a lead is looked for
-_PATIENCES = (0.0, 0.25, 0.5, 1.0)  # of the passes that complete a lead, of which the best counts
-_NUM_STARTS = 2  # rounds that begin with the lead, not with the best order
-_NUM_STEPS = 100_000  # moves of the first round
-_STEP = 1e-5  # time of a move, in the solver's deterministic time
+_REACHES = (0.7, 1.0, 1.3)  # of the ends, in round trips of the first microbatch
+_PATIENCE = 0.25  # of the solver at first, in its deterministic time; here about a second
+_MOVES = 400_000  # for the same patience
+_MOVE = 1e-5  # time of a move, in the solver's deterministic time
 _SHARE = 0.4  # of the time and effort left, at most, for the moves of a round
-_MOST_FRUITLESS = 2  # rounds without a shorter order or a higher bound
+_PATIENCES = (0.0, 0.25, 0.5, 1.0)  # of the passes that complete a lead, of which the best counts
+_MOST_FRUITLESS = 3  # rounds without a shorter order or a higher bound
 
 
-def search_borders(best: Best, limits: Limits, gap: float) -> None:
-    """Rounds of moves and refusals, until the gap is reached or they bring no more."""
-    refuse_by_ends(best, limits, gap, [_QUICK])
-    lead = _lead(best, limits)
-    num_rounds = num_fruitless = 0
-    while num_fruitless < _MOST_FRUITLESS and not (best.is_within(gap) or limits.are_reached):
-        before = best.makespan_ns, best.bound_ns
-        start = lead if lead and num_rounds < _NUM_STARTS else best.order
-        _improve(best, limits, gap, start, num_rounds)
-        refuse_by_ends(best, limits, gap, persistence=2.0**num_rounds)
-        num_rounds += 1
-        num_fruitless = num_fruitless + 1 if before == (best.makespan_ns, best.bound_ns) else 0
+class _Answer(NamedTuple):
+    """Of the ends; neither refused nor a lead: they fell silent."""
+
+    is_refused: bool = False
+    lead: Order | None = None
 
 
-def refuse_by_ends(
-    best: Best,
-    limits: Limits,
-    gap: float,
-    ways: Sequence[Way] = (_FAIR, _WIDE),
-    *,
-    persistence: float = 1.0,
-) -> None:
-    """Raises the bound by what the ends refuse, with so many times the patience."""
+@dataclass(slots=True)
+class _Question:
+    """What the ends are asked for.
 
-    def does_refuse(way: Way, limit_ns: int) -> bool:
-        _ask(best, limits, way, limit_ns, persistence)
-        return best.bound_ns > limit_ns
+    Attributes:
+        goal: the makespan, as a share of the way from the bound to what the gap needs.
+        reach: place in ``_REACHES``.
+        patience: with the solver.
+    """
 
-    refuse(best, limits, [partial(does_refuse, way) for way in ways], gap)
+    goal: float = 1.0
+    reach: int = 0
+    patience: float = _PATIENCE
+
+    def follow(self, answer: _Answer) -> None:
+        """What is allowed is asked of more of the step, what is not answered is asked for less."""
+        if answer.is_refused:
+            self.goal = 1.0
+        elif answer.lead and self.reach + 1 < len(_REACHES):
+            self.reach += 1
+        else:
+            self.goal /= 2
+            self.patience *= 1 if answer.lead else 2
 
 
-def _lead(best: Best, limits: Limits) -> Order | None:
-    """An order by what the wide ends allow, if they soon allow anything."""
-    if limits.are_reached:
-        return None
-    limit_ns = best.bound_ns + int(_LEAD * (best.makespan_ns - best.bound_ns))
-    return _ask(best, limits, _WIDE, limit_ns)
+class BorderSearch:
+    """Questions to the ends and moves in turn.
 
+    Args:
+        best: is made better.
+        limits: of time and effort.
+        gap: that is wanted.
+    """
 
-def _ask(
-    best: Best, limits: Limits, way: Way, limit_ns: int, persistence: float = 1.0
-) -> Order | None:
-    """Whether the ends leave room for a makespan: a refusal raises the bound, else it is a lead."""
-    from ortools.sat.python import cp_model
+    def __init__(self, best: Best, limits: Limits, gap: float) -> None:
+        self._best = best
+        self._limits = limits
+        self._gap = gap
+        self._question = _Question()
+        self._num_rounds = 0
+        self._round_trip_ns = int(best.bounds.heads[0, Kind.I, 0])
 
-    reach, patience = way
-    reach_ns = int(reach * best.bounds.makespan_ns)
-    model = EndsModel(best.problem, best.costs, best.bounds, limit_ns, reach_ns)
-    solver = limits.solver(persistence * patience, workers=1)
-    tune(solver)
-    status = limits.solve(solver, model)
-    if status == cp_model.INFEASIBLE:
-        best.raise_bound(limit_ns, model.unit_ns)
-    return completed(best, model, solver) if status == cp_model.OPTIMAL else None
+    def run(self) -> None:
+        """Rounds until the gap is reached or they bring no more."""
+        best, num_fruitless = self._best, 0
+        while num_fruitless < _MOST_FRUITLESS and not self._is_over:
+            before = best.makespan_ns, best.bound_ns
+            answer = self._ask()
+            self._question.follow(answer)
+            if not answer.is_refused:
+                self._improve(answer.lead or best.order)
+            is_fruitless = before == (best.makespan_ns, best.bound_ns)
+            num_fruitless = num_fruitless + 1 if is_fruitless else 0
+
+    @property
+    def _is_over(self) -> bool:
+        return self._best.is_within(self._gap) or self._limits.are_reached
+
+    def _ask(self) -> _Answer:
+        """Whether the ends leave room for a makespan: a refusal raises the bound."""
+        from ortools.sat.python import cp_model
+
+        best, question = self._best, self._question
+        needed_ns = min(best.makespan_ns - 1, int(best.makespan_ns / (1 + self._gap)))
+        limit_ns = best.bound_ns + int(question.goal * (needed_ns - best.bound_ns))
+        reach_ns = int(_REACHES[question.reach] * self._round_trip_ns)
+        model = EndsModel(best.problem, best.costs, best.bounds, limit_ns, reach_ns)
+        solver = self._limits.solver(question.patience, workers=1)
+        tune(solver)
+        status = self._limits.solve(solver, model)
+        if status == cp_model.INFEASIBLE:
+            best.raise_bound(limit_ns, model.unit_ns)
+            return _Answer(is_refused=True)
+        is_lead = status == cp_model.OPTIMAL
+        return _Answer(lead=completed(best, model, solver) if is_lead else None)
+
+    def _improve(self, start: Order) -> None:
+        """Moves from an order, others in every round."""
+        limits = self._limits
+        num_moves = _MOVES * self._question.patience
+        num_moves = int(min(num_moves, _SHARE * limits.effort / _MOVE))
+        limits.effort -= _MOVE * num_moves
+        order = improved(
+            self._best.problem,
+            start,
+            time_limit_s=_SHARE * limits.left_s,
+            iterations=num_moves,
+            seed=limits.seed + self._num_rounds,
+            enough_ns=self._best.bound_ns * (1 + self._gap),
+        )
+        self._num_rounds += 1
+        self._best.take(order)
 
 
 def completed(best: Best, model: EndsModel, solver: cp_model.CpSolver) -> Order:
@@ -100,18 +143,3 @@ def completed(best: Best, model: EndsModel, solver: cp_model.CpSolver) -> Order:
     passes = [scheduler.forward(tails, Bias(patience=(each,) * 3)) for each in _PATIENCES]
     _, state = min(passes, key=lambda made: made[0])
     return scheduler.order(state)
-
-
-def _improve(best: Best, limits: Limits, gap: float, start: Order, num_rounds: int) -> None:
-    """Moves from an order: others in every round, and twice as many."""
-    num_steps = int(min(2**num_rounds * _NUM_STEPS, _SHARE * limits.effort / _STEP))
-    limits.effort -= _STEP * num_steps
-    order = improved(
-        best.problem,
-        start,
-        time_limit_s=_SHARE * limits.left_s,
-        iterations=num_steps,
-        seed=limits.seed + num_rounds,
-        enough_ns=best.bound_ns * (1 + gap),
-    )
-    best.take(order)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from crosspipe_ray.planners.bounds.makespan import Bounds
 from crosspipe_ray.planners.bounds.precedence import Window, memory_windows
 from crosspipe_ray.planners.bounds.relaxation import Times, least_durations
 from crosspipe_ray.planners.cpsat.model import unit_of
+from crosspipe_ray.planners.cpsat.rows import Row, Start, share
 from crosspipe_ray.problem import Problem
 
 if TYPE_CHECKING:
@@ -82,15 +83,13 @@ class EndsModel:
         self.unit_ns = unit_of(problem, costs)
         self.limit_ns = limit_ns
         self._reach_ns = reach_ns
-        self._on_machine: dict[int, list[Any]] = defaultdict(list)
         self._steps = steps = _steps(problem, costs, bounds)
-        self._starts: list[list[Any]] = []
+        self._starts: list[list[Start | None]] = []
         for m in range(problem.num_microbatches):
             before = self._starts[-1] if m else [None] * len(steps)
             self._starts.append(self._microbatch(steps, m, before))
         self._memory(memory_windows(problem, costs), steps, self._starts)
-        for intervals in self._on_machine.values():
-            self.model.add_no_overlap(intervals)
+        self._machines(steps)
 
     def starts_ns(self, solver: cp_model.CpSolver) -> dict[tuple[int, Kind], Times]:
         """When the F's and I's of each stage start in a solution, by microbatch.
@@ -101,35 +100,41 @@ class EndsModel:
         earliest = np.zeros(len(self._starts), dtype=np.int64)
         for place, step in enumerate(self._steps):
             kept = [starts[place] for starts in self._starts]
-            values = [0 if start is None else solver.value(start) * self.unit_ns for start in kept]
+            values = [solver.value(start.variable) * self.unit_ns if start else 0 for start in kept]
             start_ns = np.maximum(values, np.maximum(earliest, step.heads))
             if step.op:
                 found[step.op] = start_ns
             earliest = start_ns + step.duration + step.lag
         return found
 
-    def _microbatch(self, steps: Sequence[_Step], m: int, before: Sequence[Any]) -> list[Any]:
+    def _microbatch(
+        self, steps: Sequence[_Step], m: int, before: Sequence[Start | None]
+    ) -> list[Start | None]:
         """Adds the steps of a microbatch, each after the same one of the microbatch before.
 
         Returns:
             Their starts; None for what is left out, which takes its time all the same.
         """
-        starts: list[Any] = []
+        starts: list[Start | None] = []
         last, since = None, 0
         for step, start_before in zip(steps, before, strict=True):
             start = self._start(step, m) if self._is_kept(step, m) else None
-            if start is not None:
+            if start:
                 if last is not None:
-                    self.model.add(start >= last + since)
-                if start_before is not None:
-                    self.model.add(start >= start_before + step.duration // self.unit_ns)
-                last, since = start, 0
+                    self.model.add(start.variable >= last + since)
+                if start_before:
+                    duration = step.duration // self.unit_ns
+                    self.model.add(start.variable >= start_before.variable + duration)
+                last, since = start.variable, 0
             since += (step.duration + step.lag) // self.unit_ns
             starts.append(start)
         return starts
 
     def _memory(
-        self, windows: Sequence[Window], steps: Sequence[_Step], starts: Sequence[Sequence[Any]]
+        self,
+        windows: Sequence[Window],
+        steps: Sequence[_Step],
+        starts: Sequence[Sequence[Start | None]],
     ) -> None:
         """Has F's wait for the I's of microbatches that must have gone."""
         places = {step.op: place for place, step in enumerate(steps) if step.op}
@@ -139,23 +144,25 @@ class EndsModel:
             shift = min(window.input, window.weight)
             for m in range(shift, len(starts)):
                 start, before = starts[m][target], starts[m - shift][source]
-                if start is not None and before is not None:
-                    self.model.add(start >= before + duration)
+                if start and before:
+                    self.model.add(start.variable >= before.variable + duration)
+
+    def _machines(self, steps: Sequence[_Step]) -> None:
+        rows: dict[int, list[Row]] = defaultdict(list)
+        for step, starts in zip(steps, zip(*self._starts, strict=True), strict=True):
+            if step.duration:
+                kept = [start for start in starts if start]
+                rows[step.machine].append(Row(kept, step.duration // self.unit_ns))
+        for on_machine in rows.values():
+            share(self.model, on_machine)
 
     def _is_kept(self, step: _Step, m: int) -> bool:
         return step.op is None or min(step.heads[m], step.tails[m]) < self._reach_ns
 
-    def _start(self, step: _Step, m: int) -> Any:
-        size = step.duration // self.unit_ns
+    def _start(self, step: _Step, m: int) -> Start:
         earliest = -(-int(step.heads[m]) // self.unit_ns)
-        latest = (self.limit_ns - int(step.tails[m])) // self.unit_ns - size
-        start = self.model.new_int_var(min(earliest, latest), latest, "")
-        if earliest > latest:
-            self.model.add(start >= earliest)  # no schedule is this short
-        if size:
-            interval = self.model.new_fixed_size_interval_var(start, size, "")
-            self._on_machine[step.machine].append(interval)
-        return start
+        latest = (self.limit_ns - int(step.tails[m]) - step.duration) // self.unit_ns
+        return Start.within(self.model, earliest, latest)
 
 
 def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> list[_Step]:
@@ -183,9 +190,13 @@ def _steps(problem: Problem, costs: Sequence[StageCosts], bounds: Bounds) -> lis
 def tune(solver: cp_model.CpSolver) -> None:
     """What pays on the ends of a step, but not on all of it.
 
-    Strong propagation refuses without branching what is a little above the bound.
+    There is little to simplify, and trying values out beforehand takes longer than the search.
     """
-    solver.parameters.use_strong_propagation_in_disjunctive = True
+    parameters = solver.parameters
+    parameters.cp_model_presolve = False
+    parameters.cp_model_probing_level = 0
+    parameters.probing_deterministic_time_limit = 0.0
+    parameters.inprocessing_probing_dtime = 0.0
 
 
 def is_bound_by_channels(problem: Problem, costs: Sequence[StageCosts]) -> bool:

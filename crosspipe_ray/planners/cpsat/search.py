@@ -22,7 +22,7 @@ from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
 from crosspipe_ray.planners.cpsat.best import Best, Limits, refuse
-from crosspipe_ray.planners.cpsat.borders import refuse_by_ends, search_borders
+from crosspipe_ray.planners.cpsat.borders import BorderSearch
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
 from crosspipe_ray.planners.cpsat.model import Model, has_cumulative
 from crosspipe_ray.planners.cpsat.order import add_hint, solved_order
@@ -80,9 +80,10 @@ def solve(
     bounds = bounds or bounds_of(problem, costs)
     best = Best(problem, costs, bounds, known, on_progress)
     limits = Limits(time.monotonic() + time_limit_s, effort, workers, seed)
-    by_channels = is_bound_by_channels(problem, costs)
-    if by_channels:
-        search_borders(best, limits, gap)
+    is_by_borders = is_bound_by_channels(problem, costs)
+    borders = BorderSearch(best, limits, gap)
+    if is_by_borders:
+        borders.run()
     elif has_cumulative(problem, costs):
         refuse(best, limits, [partial(_is_refused_without_memory, best, limits)], gap)
     patience = _FIRST_PATIENCE
@@ -93,8 +94,8 @@ def solve(
         else:
             _improve(best, limits, gap, _IMPROVING * patience)
             patience *= _IMPROVING
-            if by_channels:
-                refuse_by_ends(best, limits, gap, persistence=patience / _FIRST_PATIENCE)
+            if is_by_borders:
+                borders.run()
     is_certain = _splitting_costs_nothing(problem, costs)
     bound_ns = best.bound_ns if is_certain else bounds.makespan_ns
     return Solution(best.order, best.makespan_ns, bound_ns)
