@@ -33,7 +33,7 @@ def timed(draw: st.DrawFn, durations: st.SearchStrategy[int] = DURATIONS) -> Tim
 
 
 def rows_of(row: st.SearchStrategy[Timed]) -> st.SearchStrategy[list[Timed]]:
-    return st.lists(row, min_size=2, max_size=3)
+    return st.integers(1, 5).flatmap(lambda num: st.lists(row, min_size=num, max_size=num))
 
 
 def is_possible(rows: list[Timed]) -> bool:

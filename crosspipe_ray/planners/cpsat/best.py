@@ -101,6 +101,10 @@ class Best:
         """Whether the best order is good enough."""
         return self.makespan_ns <= self.bound_ns * (1 + gap)
 
+    def needed_ns(self, gap: float) -> int:
+        """What has to be refused for that."""
+        return min(self.makespan_ns - 1, int(self.makespan_ns / (1 + gap)))
+
     def take(self, order: Order) -> bool:
         """Takes an order if it is shorter; whether it is."""
         makespan_ns = order.timeline(self.problem).makespan_ns
@@ -129,8 +133,7 @@ def refuse(best: Best, limits: Limits, ways: Sequence[Callable[[int], bool]], ga
     if best.is_within(gap):
         return
     left = list(ways)
-    enough_ns = min(best.makespan_ns - 1, int(best.makespan_ns / (1 + gap)))
-    highest_ns = min(enough_ns, int(best.bound_ns * (1 + _MOST_REFUSED)))
+    highest_ns = min(best.needed_ns(gap), int(best.bound_ns * (1 + _MOST_REFUSED)))
     step_ns = (highest_ns - best.bound_ns) // _NUM_REFUSALS
     for steps_left in reversed(range(_NUM_REFUSALS)):
         limit_ns = highest_ns - steps_left * step_ns

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 _REACHES = (0.7, 1.0, 1.3)  # of the ends, in round trips of the first microbatch
+_MOST_ASKED = 0.02  # above the bound, as a share of it; what is closer is answered sooner
 _PATIENCE = 0.25  # of the solver at first, in its deterministic time; here about a second
 _MOVES = 400_000  # for the same patience
 _MOVE = 1e-5  # time of a move, in the solver's deterministic time
 _SHARE = 0.4  # of the time and effort left, at most, for the moves of a round
 _PATIENCES = (0.0, 0.25, 0.5, 1.0)  # of the passes that complete a lead, of which the best counts
+_MOST_LONGER = 1.1  # than the best order is a lead that moves make shorter still
 _MOST_FRUITLESS = 3  # rounds without a shorter order or a higher bound
 
 
@@ -54,7 +56,7 @@ class _Question:
     def follow(self, answer: _Answer) -> None:
         """What is allowed is asked of more of the step, what is not answered is asked for less."""
         if answer.is_refused:
-            self.goal = 1.0
+            self.goal = min(1.0, 2 * self.goal)
         elif answer.lead and self.reach + 1 < len(_REACHES):
             self.reach += 1
         else:
@@ -87,7 +89,7 @@ class BorderSearch:
             answer = self._ask()
             self._question.follow(answer)
             if not answer.is_refused:
-                self._improve(answer.lead or best.order)
+                self._improve(self._start(answer.lead))
             is_fruitless = before == (best.makespan_ns, best.bound_ns)
             num_fruitless = num_fruitless + 1 if is_fruitless else 0
 
@@ -100,8 +102,8 @@ class BorderSearch:
         from ortools.sat.python import cp_model
 
         best, question = self._best, self._question
-        needed_ns = min(best.makespan_ns - 1, int(best.makespan_ns / (1 + self._gap)))
-        limit_ns = best.bound_ns + int(question.goal * (needed_ns - best.bound_ns))
+        highest_ns = min(best.needed_ns(self._gap), int(best.bound_ns * (1 + _MOST_ASKED)))
+        limit_ns = best.bound_ns + int(question.goal * (highest_ns - best.bound_ns))
         reach_ns = int(_REACHES[question.reach] * self._round_trip_ns)
         model = EndsModel(best.problem, best.costs, best.bounds, limit_ns, reach_ns)
         solver = self._limits.solver(question.patience, workers=1)
@@ -112,6 +114,12 @@ class BorderSearch:
             return _Answer(is_refused=True)
         is_lead = status == cp_model.OPTIMAL
         return _Answer(lead=completed(best, model, solver) if is_lead else None)
+
+    def _start(self, lead: Order | None) -> Order:
+        """The lead, unless what it leaves out has made it much longer than the best order."""
+        best = self._best
+        most_ns = _MOST_LONGER * best.makespan_ns
+        return lead if lead and lead.timeline(best.problem).makespan_ns < most_ns else best.order
 
     def _improve(self, start: Order) -> None:
         """Moves from an order, others in every round."""

@@ -1,4 +1,4 @@
-"""One thing at a time, told to CP-SAT by orders of pairs and places in line, not by intervals.
+"""One thing at a time, told to CP-SAT by orders of pairs and places in line.
 
 The steps of a row follow each other, so the pairs of two rows lie on a staircase: if step i of the
 one goes before step j of the other, so do all before i, and before all after j. With a literal for
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
+
+_MOST_ROWS = 4  # of more, pairs are so many that intervals serve better
 
 Pair = tuple[int, int]  # a step of the first row, and one of the second
 
@@ -50,11 +52,17 @@ class Row:
 
 def share(model: cp_model.CpModel, rows: Sequence[Row]) -> None:
     """Has a machine take the steps of its rows one at a time."""
-    if len({row.duration for row in rows}) == 1:
+    if len(rows) > _MOST_ROWS:
+        model.add_no_overlap(_interval(model, row, start) for row in rows for start in row.starts)
+    elif len({row.duration for row in rows}) == 1:
         reduce(partial(_merged, model), rows)
     else:
         for first, second in combinations(rows, 2):
             _keep_apart(model, first, second)
+
+
+def _interval(model: cp_model.CpModel, row: Row, start: Start) -> Any:
+    return model.new_fixed_size_interval_var(start.variable, row.duration, "")
 
 
 def _keep_apart(model: cp_model.CpModel, first: Row, second: Row) -> None:
