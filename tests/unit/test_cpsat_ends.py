@@ -54,16 +54,15 @@ def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
     assert not is_refused(problem, solution.makespan_ns, reach_ns)
 
 
-def test_ends_refuse_soon_what_the_whole_step_does_not() -> None:
-    problem = busy_borders(32)
+@pytest.mark.parametrize(
+    ("latency_us", "share", "reach"), [(25, 1.008, 0.25), (25, 1.012, 0.28), (200, 1.014, 0.4)]
+)
+def test_ends_refuse_soon_what_the_whole_step_does_not(
+    latency_us: int, share: float, reach: float
+) -> None:
+    problem = busy_borders(32, latency_us=latency_us, memory=32)
     bound_ns = bounds_of(problem).makespan_ns
-    assert is_refused(problem, int(1.008 * bound_ns), int(0.25 * bound_ns))
-
-
-def test_what_needs_branching_is_refused_too() -> None:
-    problem = busy_borders(32, latency_us=200, memory=32)
-    bound_ns = bounds_of(problem).makespan_ns
-    assert is_refused(problem, int(1.011 * bound_ns), int(0.34 * bound_ns))
+    assert is_refused(problem, int(share * bound_ns), int(reach * bound_ns))
 
 
 @pytest.mark.parametrize(("placement", "wanted"), [((0, 1), False), ((0, 1, 1, 0), True)])
