@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from crosspipe_ray.problem import Problem
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-_NUM_REFUSALS = 4  # steps in which cheap refusals raise the bound
 _MOST_REFUSED = 0.02  # above the bound, as a share of it; refusals of more are not cheap
 
 
@@ -101,9 +100,10 @@ class Best:
         """Whether the best order is good enough."""
         return self.makespan_ns <= self.bound_ns * (1 + gap)
 
-    def needed_ns(self, gap: float) -> int:
-        """What has to be refused for that."""
-        return min(self.makespan_ns - 1, int(self.makespan_ns / (1 + gap)))
+    def refusable_ns(self, gap: float) -> int:
+        """What has to be refused for that, or as much of it as a model may soon refuse."""
+        needed_ns = min(self.makespan_ns - 1, int(self.makespan_ns / (1 + gap)))
+        return min(needed_ns, int(self.bound_ns * (1 + _MOST_REFUSED)))
 
     def take(self, order: Order) -> bool:
         """Takes an order if it is shorter; whether it is."""
@@ -118,27 +118,3 @@ class Best:
         """To what comes after a makespan that was refused; times are multiples of the unit."""
         self.bound_ns = (refused_ns // unit_ns + 1) * unit_ns
         self._report(self.makespan_ns, self.bound_ns)
-
-
-def refuse(best: Best, limits: Limits, ways: Sequence[Callable[[int], bool]], gap: float) -> None:
-    """Raises the bound in steps to what the gap needs, until no way refuses the next one.
-
-    Args:
-        best: of which the bound is raised.
-        limits: when they are reached, nothing more is asked.
-        ways: asked one after the other, each for a makespan that it may refuse. What refuses none
-            refuses no longer one either, and is asked no more.
-        gap: that is wanted.
-    """
-    if best.is_within(gap):
-        return
-    left = list(ways)
-    highest_ns = min(best.needed_ns(gap), int(best.bound_ns * (1 + _MOST_REFUSED)))
-    step_ns = (highest_ns - best.bound_ns) // _NUM_REFUSALS
-    for steps_left in reversed(range(_NUM_REFUSALS)):
-        limit_ns = highest_ns - steps_left * step_ns
-        while limit_ns >= best.bound_ns:
-            if not left or limits.are_reached:
-                return
-            if not left[0](limit_ns):
-                del left[0]

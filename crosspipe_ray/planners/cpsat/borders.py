@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 _REACHES = (0.7, 1.0, 1.3)  # of the ends, in round trips of the first microbatch
-_MOST_ASKED = 0.02  # above the bound, as a share of it; what is closer is answered sooner
-_PATIENCE = 0.25  # of the solver at first, in its deterministic time; here about a second
-_MOVES = 400_000  # for the same patience
+_FIRST_PATIENCE = 0.25  # of the solver's deterministic time, which is about a second here
+_FIRST_MOVES = 100_000  # of a round; more as the patience grows
 _MOVE = 1e-5  # time of a move, in the solver's deterministic time
 _SHARE = 0.4  # of the time and effort left, at most, for the moves of a round
-_PATIENCES = (0.0, 0.25, 0.5, 1.0)  # of the passes that complete a lead, of which the best counts
+_PASSES = (0.0, 0.25, 0.5, 1.0)  # patience of those that complete a lead, of which the best counts
 _MOST_LONGER = 1.1  # than the best order is a lead that moves make shorter still
 _MOST_FRUITLESS = 3  # rounds without a shorter order or a higher bound
 
@@ -44,14 +43,14 @@ class _Question:
     """What the ends are asked for.
 
     Attributes:
-        goal: the makespan, as a share of the way from the bound to what the gap needs.
+        goal: the makespan, as a share of the way from the bound to `Best.refusable_ns`.
         reach: place in ``_REACHES``.
         patience: with the solver.
     """
 
     goal: float = 1.0
     reach: int = 0
-    patience: float = _PATIENCE
+    patience: float = _FIRST_PATIENCE
 
     def follow(self, answer: _Answer) -> None:
         """What is allowed is asked of more of the step, what is not answered is asked for less."""
@@ -102,7 +101,7 @@ class BorderSearch:
         from ortools.sat.python import cp_model
 
         best, question = self._best, self._question
-        highest_ns = min(best.needed_ns(self._gap), int(best.bound_ns * (1 + _MOST_ASKED)))
+        highest_ns = best.refusable_ns(self._gap)
         limit_ns = best.bound_ns + int(question.goal * (highest_ns - best.bound_ns))
         reach_ns = int(_REACHES[question.reach] * self._round_trip_ns)
         model = EndsModel(best.problem, best.costs, best.bounds, limit_ns, reach_ns)
@@ -124,8 +123,8 @@ class BorderSearch:
     def _improve(self, start: Order) -> None:
         """Moves from an order, others in every round."""
         limits = self._limits
-        num_moves = _MOVES * self._question.patience
-        num_moves = int(min(num_moves, _SHARE * limits.effort / _MOVE))
+        wanted_moves = _FIRST_MOVES * self._question.patience / _FIRST_PATIENCE
+        num_moves = int(min(wanted_moves, _SHARE * limits.effort / _MOVE))
         limits.effort -= _MOVE * num_moves
         order = improved(
             self._best.problem,
@@ -148,6 +147,6 @@ def completed(best: Best, model: EndsModel, solver: cp_model.CpSolver) -> Order:
     tails = scheduler.tails.copy()
     for (stage, kind), starts in model.starts_ns(solver).items():
         tails[row_of(stage, kind)] = model.limit_ns - starts
-    passes = [scheduler.forward(tails, Bias(patience=(each,) * 3)) for each in _PATIENCES]
+    passes = [scheduler.forward(tails, Bias(patience=(each,) * 3)) for each in _PASSES]
     _, state = min(passes, key=lambda made: made[0])
     return scheduler.order(state)

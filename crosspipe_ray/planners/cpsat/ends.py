@@ -88,8 +88,8 @@ class EndsModel:
         for m in range(problem.num_microbatches):
             before = self._starts[-1] if m else [None] * len(steps)
             self._starts.append(self._microbatch(steps, m, before))
-        self._memory(memory_windows(problem, costs), steps, self._starts)
-        self._machines(steps)
+        self._memory(memory_windows(problem, costs))
+        self._machines()
 
     def starts_ns(self, solver: cp_model.CpSolver) -> dict[tuple[int, Kind], Times]:
         """When the F's and I's of each stage start in a solution, by microbatch.
@@ -130,13 +130,9 @@ class EndsModel:
             starts.append(start)
         return starts
 
-    def _memory(
-        self,
-        windows: Sequence[Window],
-        steps: Sequence[_Step],
-        starts: Sequence[Sequence[Start | None]],
-    ) -> None:
+    def _memory(self, windows: Sequence[Window]) -> None:
         """Has F's wait for the I's of microbatches that must have gone."""
+        steps, starts = self._steps, self._starts
         places = {step.op: place for place, step in enumerate(steps) if step.op}
         for window in windows:
             source, target = places[window.source, Kind.I], places[window.target, Kind.F]
@@ -147,12 +143,14 @@ class EndsModel:
                 if start and before:
                     self.model.add(start.variable >= before.variable + duration)
 
-    def _machines(self, steps: Sequence[_Step]) -> None:
+    def _machines(self) -> None:
+        """Has ranks and channels do one thing at a time."""
         rows: dict[int, list[Row]] = defaultdict(list)
-        for step, starts in zip(steps, zip(*self._starts, strict=True), strict=True):
+        for place, step in enumerate(self._steps):
             if step.duration:
-                kept = [start for start in starts if start]
-                rows[step.machine].append(Row(kept, step.duration // self.unit_ns))
+                kept = [starts[place] for starts in self._starts]
+                steps = [start for start in kept if start]
+                rows[step.machine].append(Row(steps, step.duration // self.unit_ns))
         for on_machine in rows.values():
             share(self.model, on_machine)
 

@@ -16,12 +16,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from crosspipe_ray.costs import StageCosts, stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
-from crosspipe_ray.planners.cpsat.best import Best, Limits, refuse
+from crosspipe_ray.planners.cpsat.best import Best, Limits
 from crosspipe_ray.planners.cpsat.borders import BorderSearch
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
 from crosspipe_ray.planners.cpsat.model import Model, has_cumulative
@@ -33,6 +32,7 @@ from crosspipe_ray.problem import Problem
 _FIRST_PATIENCE = 0.1  # of the solver's deterministic time, which is about seconds
 _TARGETS = (0.5, 0.2, 0.0)  # between the bound and the best known makespan
 _IMPROVING = 4  # times the patience: for improving the best known order
+_NUM_REFUSALS = 4  # steps in which cheap refusals raise the bound
 _RELAXED_PATIENCE = 0.05
 
 
@@ -85,7 +85,7 @@ def solve(
     if is_by_borders:
         borders.run()
     elif has_cumulative(problem, costs):
-        refuse(best, limits, [partial(_is_refused_without_memory, best, limits)], gap)
+        _refuse_without_memory(best, limits, gap)
     patience = _FIRST_PATIENCE
     while not (best.is_within(gap) or best.is_stuck or limits.are_reached):
         for target in _TARGETS:
@@ -99,6 +99,17 @@ def solve(
     is_certain = _splitting_costs_nothing(problem, costs)
     bound_ns = best.bound_ns if is_certain else bounds.makespan_ns
     return Solution(best.order, best.makespan_ns, bound_ns)
+
+
+def _refuse_without_memory(best: Best, limits: Limits, gap: float) -> None:
+    """Raises the bound in steps to what the gap needs, until one of them is not refused."""
+    highest_ns = best.refusable_ns(gap)
+    step_ns = (highest_ns - best.bound_ns) // _NUM_REFUSALS
+    for steps_left in reversed(range(_NUM_REFUSALS)):
+        limit_ns = highest_ns - steps_left * step_ns
+        is_over = best.is_within(gap) or limits.are_reached
+        if is_over or not _is_refused_without_memory(best, limits, limit_ns):
+            return
 
 
 def _is_refused_without_memory(best: Best, limits: Limits, limit_ns: int) -> bool:
