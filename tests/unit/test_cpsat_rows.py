@@ -2,12 +2,14 @@
 
 from itertools import accumulate, pairwise
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
+from crosspipe_ray.planners.cpsat import rows as module
 from crosspipe_ray.planners.cpsat.rows import Row, Start, share
 
 
@@ -59,6 +61,12 @@ def do_overlap(rows: list[Timed]) -> bool:
 @given(rows_of(timed()))
 def test_steps_may_start_so_unless_they_overlap(rows: list[Timed]) -> None:
     assert is_possible(rows) is not do_overlap(rows)
+
+
+@given(rows_of(timed()))
+def test_steps_of_many_pairs_may_too(rows: list[Timed]) -> None:
+    with patch.object(module, "_MOST_OPEN", -1):
+        assert is_possible(rows) is not do_overlap(rows)
 
 
 @settings(max_examples=500)

@@ -18,12 +18,14 @@ from functools import partial, reduce
 from itertools import accumulate, combinations, pairwise, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-_MOST_ROWS = 4  # of more, pairs are so many that intervals serve better
+_MOST_OPEN = 8_000  # pairs of a machine; of more, intervals serve better
 
-Pair = tuple[int, int]  # a step of the first row, and one of the second
+Orders = dict[tuple[int, int], Any]  # by step of the first row and step of the second
 
 
 class Start(NamedTuple):
@@ -52,13 +54,22 @@ class Row:
 
 def share(model: cp_model.CpModel, rows: Sequence[Row]) -> None:
     """Has a machine take the steps of its rows one at a time."""
-    if len(rows) > _MOST_ROWS:
+    if sum(_num_open(*pair) for pair in combinations(rows, 2)) > _MOST_OPEN:
         model.add_no_overlap(_interval(model, row, start) for row in rows for start in row.starts)
     elif len({row.duration for row in rows}) == 1:
         reduce(partial(_merged, model), rows)
     else:
         for first, second in combinations(rows, 2):
             _keep_apart(model, first, second)
+
+
+def _num_open(first: Row, second: Row) -> int:
+    """Pairs of which either may go first."""
+    windows = ([start[1:] for start in row.starts] for row in (first, second))
+    one, other = (np.array(each).reshape(-1, 2) for each in windows)
+    can_precede = one[:, None, 0] + first.duration <= other[None, :, 1]
+    can_follow = other[None, :, 0] + second.duration <= one[:, None, 1]
+    return int((can_precede & can_follow).sum())
 
 
 def _interval(model: cp_model.CpModel, row: Row, start: Start) -> Any:
@@ -68,12 +79,17 @@ def _interval(model: cp_model.CpModel, row: Row, start: Start) -> Any:
 def _keep_apart(model: cp_model.CpModel, first: Row, second: Row) -> None:
     for (i, j), is_before in _orders(model, first, second).items():
         one, other = first.starts[i], second.starts[j]
-        if one.latest + first.duration > other.earliest:
-            after = model.add(other.variable >= one.variable + first.duration)
-            after.only_enforce_if(is_before)
-        if other.latest + second.duration > one.earliest:
-            after = model.add(one.variable >= other.variable + second.duration)
-            after.only_enforce_if(~is_before)
+        _follow(model, one, first.duration, other, is_before)
+        _follow(model, other, second.duration, one, _negated(is_before))
+
+
+def _follow(
+    model: cp_model.CpModel, before: Start, duration: int, after: Start, is_so: Any
+) -> None:
+    """If so, a step comes after another."""
+    if is_so is not False and before.latest + duration > after.earliest:
+        follows = model.add(after.variable >= before.variable + duration)
+        follows.only_enforce_if(is_so)
 
 
 def _merged(model: cp_model.CpModel, first: Row, second: Row) -> Row:
@@ -84,7 +100,7 @@ def _merged(model: cp_model.CpModel, first: Row, second: Row) -> Row:
         is_ahead = [is_before[i, j] for j in range(len(second.starts))]
         _stand(model, start, merged.starts[i:], is_ahead)
     for j, start in enumerate(second.starts):
-        is_ahead = [~is_before[i, j] for i in range(len(first.starts))]
+        is_ahead = [_negated(is_before[i, j]) for i in range(len(first.starts))]
         _stand(model, start, merged.starts[j:], is_ahead)
     return merged
 
@@ -110,27 +126,34 @@ def _stand(
     model: cp_model.CpModel, start: Start, line: Sequence[Start], is_ahead: Sequence[Any]
 ) -> None:
     """A step's place: as many of the other row go before it as it is not ahead of."""
-    always = model.new_constant(1)
-    at_least = always, *(~each for each in is_ahead)
-    at_most = *is_ahead, always
-    for place, is_here_or_later, is_here_or_sooner in zip(line, at_least, at_most, strict=False):
-        if place.latest > start.earliest:
-            model.add(start.variable >= place.variable).only_enforce_if(is_here_or_later)
-        if place.earliest < start.latest:
-            model.add(start.variable <= place.variable).only_enforce_if(is_here_or_sooner)
+    first = max((place + 1 for place, each in enumerate(is_ahead) if each is False), default=0)
+    last = min(
+        (place for place, each in enumerate(is_ahead) if each is True), default=len(is_ahead)
+    )
+    left_open = is_ahead[first:last]
+    at_least = True, *map(_negated, left_open)
+    at_most = *left_open, True
+    for place, is_here_or_later, is_here_or_sooner in zip(
+        line[first:], at_least, at_most, strict=False
+    ):
+        model.add(start.variable >= place.variable).only_enforce_if(is_here_or_later)
+        model.add(start.variable <= place.variable).only_enforce_if(is_here_or_sooner)
 
 
-def _orders(model: cp_model.CpModel, first: Row, second: Row) -> dict[Pair, Any]:
-    """Literals: the step of the first row goes before that of the second."""
-    constants = model.new_constant(0), model.new_constant(1)
-    orders: dict[Pair, Any] = {}
+def _orders(model: cp_model.CpModel, first: Row, second: Row) -> Orders:
+    """Whether the step of the first row goes before that of the second: a literal, or known."""
+    orders: Orders = {}
     for (i, one), (j, other) in product(enumerate(first.starts), enumerate(second.starts)):
         can_precede = one.earliest + first.duration <= other.latest
         can_follow = other.earliest + second.duration <= one.latest
         is_open = can_precede and can_follow
-        orders[i, j] = model.new_bool_var("") if is_open else constants[can_precede]
-    for (i, j), literal in orders.items():
-        for implied in (orders.get((i - 1, j)), orders.get((i, j + 1))):
-            if implied is not None and implied.index != literal.index:
-                model.add_implication(literal, implied)
+        orders[i, j] = model.new_bool_var("") if is_open else can_precede
+    for (i, j), is_before in orders.items():
+        for implied in (orders.get((i - 1, j), True), orders.get((i, j + 1), True)):
+            if is_before is not False and implied is not True:
+                model.add_implication(is_before, implied)
     return orders
+
+
+def _negated(value: Any) -> Any:
+    return not value if isinstance(value, bool) else ~value
