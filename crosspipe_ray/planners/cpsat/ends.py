@@ -148,9 +148,8 @@ class EndsModel:
         rows: dict[int, list[Row]] = defaultdict(list)
         for place, step in enumerate(self._steps):
             if step.duration:
-                kept = [starts[place] for starts in self._starts]
-                steps = [start for start in kept if start]
-                rows[step.machine].append(Row(steps, step.duration // self.unit_ns))
+                kept = [start for starts in self._starts if (start := starts[place])]
+                rows[step.machine].append(Row(kept, step.duration // self.unit_ns))
         for on_machine in rows.values():
             share(self.model, on_machine)
 

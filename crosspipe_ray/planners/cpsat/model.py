@@ -16,6 +16,7 @@ from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import Bounds
 from crosspipe_ray.planners.bounds.relaxation import split_durations
+from crosspipe_ray.planners.cpsat.rows import Start
 from crosspipe_ray.problem import Problem
 
 Key = tuple[int, Kind, int]  # stage, F I or W (I stands for B too), microbatch
@@ -95,10 +96,7 @@ class Model:
         tail = -(-int(self._bounds.tails[stage, kind, m]) // self.unit_ns)
         duration = self.duration(key)
         latest = self._limit - tail - duration
-        variable = self.model.new_int_var(min(head, latest), latest, f"{stage}{kind.name}{m}")
-        if head > latest:
-            self.model.add(variable >= head)  # no schedule is this short
-        return variable
+        return Start.within(self.model, head, latest).variable
 
     def _interval(self, key: Key) -> Any:
         return self.model.new_fixed_size_interval_var(

@@ -19,6 +19,7 @@ from itertools import accumulate, combinations, pairwise, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -65,11 +66,15 @@ def share(model: cp_model.CpModel, rows: Sequence[Row]) -> None:
 
 def _num_open(first: Row, second: Row) -> int:
     """Pairs of which either may go first."""
-    windows = ([start[1:] for start in row.starts] for row in (first, second))
-    one, other = (np.array(each).reshape(-1, 2) for each in windows)
-    can_precede = one[:, None, 0] + first.duration <= other[None, :, 1]
-    can_follow = other[None, :, 0] + second.duration <= one[:, None, 1]
-    return int((can_precede & can_follow).sum())
+    return int((_can_precede(first, second) & _can_precede(second, first).T).sum())
+
+
+def _can_precede(first: Row, second: Row) -> NDArray[np.bool_]:
+    """Whether time lets each step of the first row go before each of the second."""
+    earliest = np.array([start.earliest for start in first.starts])
+    latest = np.array([start.latest for start in second.starts])
+    can_precede: NDArray[np.bool_] = earliest[:, None] + first.duration <= latest
+    return can_precede
 
 
 def _interval(model: cp_model.CpModel, row: Row, start: Start) -> Any:
@@ -143,11 +148,11 @@ def _stand(
 def _orders(model: cp_model.CpModel, first: Row, second: Row) -> Orders:
     """Whether the step of the first row goes before that of the second: a literal, or known."""
     orders: Orders = {}
-    for (i, one), (j, other) in product(enumerate(first.starts), enumerate(second.starts)):
-        can_precede = one.earliest + first.duration <= other.latest
-        can_follow = other.earliest + second.duration <= one.latest
-        is_open = can_precede and can_follow
-        orders[i, j] = model.new_bool_var("") if is_open else can_precede
+    can_precede = _can_precede(first, second).tolist()
+    can_follow = _can_precede(second, first).T.tolist()
+    for i, j in product(range(len(first.starts)), range(len(second.starts))):
+        is_open = can_precede[i][j] and can_follow[i][j]
+        orders[i, j] = model.new_bool_var("") if is_open else can_precede[i][j]
     for (i, j), is_before in orders.items():
         for implied in (orders.get((i - 1, j), True), orders.get((i, j + 1), True)):
             if is_before is not False and implied is not True:

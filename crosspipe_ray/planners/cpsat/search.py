@@ -80,9 +80,8 @@ def solve(
     bounds = bounds or bounds_of(problem, costs)
     best = Best(problem, costs, bounds, known, on_progress)
     limits = Limits(time.monotonic() + time_limit_s, effort, workers, seed)
-    is_by_borders = is_bound_by_channels(problem, costs)
-    borders = BorderSearch(best, limits, gap)
-    if is_by_borders:
+    borders = BorderSearch(best, limits, gap) if is_bound_by_channels(problem, costs) else None
+    if borders:
         borders.run()
     elif has_cumulative(problem, costs):
         _refuse_without_memory(best, limits, gap)
@@ -94,7 +93,7 @@ def solve(
         else:
             _improve(best, limits, gap, _IMPROVING * patience)
             patience *= _IMPROVING
-            if is_by_borders:
+            if borders:
                 borders.run()
     is_certain = _splitting_costs_nothing(problem, costs)
     bound_ns = best.bound_ns if is_certain else bounds.makespan_ns
