@@ -1,42 +1,24 @@
 """A bound from memory that the stages of a rank share.
 
-Nothing is given back before the first I of a rank, so before the head of that I the rank can run
-only as many F's as its memory holds, and it is idle once it is full. More generally, before the
-k-th smallest head h of its I's, at most k - 1 of them have started: the F's started by then hold at
-most the limit and what k - 1 microbatches gave back, and all other work comes after h. As F of a
-stage comes after F of the earlier ones, a rank cannot fill its memory with its longest F's alone.
-
-The mirror image holds for the end of the step: time runs backwards, W opens a microbatch and F
-closes it. What a rank cannot do within a time from the start, nor within one from the end, it does
-in between: so the idle times of both ends add up.
+At each end of the step a rank is idle while its memory is full (`windows`). What it cannot do
+within a time from the start, nor within one from the end, it does in between: so the idle times of
+both ends add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from crosspipe_ray.costs import StageCosts, activation_limit_bytes
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.relaxation import Times
+from crosspipe_ray.planners.bounds.windows import End, Opened, Reals, Windows
 from crosspipe_ray.problem import Problem
 
 _NUM_WINDOWS = 8  # of the other end, with which each window is tried
-
-
-class _Windows(NamedTuple):
-    """Times from one end of the step, and the most work that a rank can do within each."""
-
-    lengths: Times
-    most: Times
-
-    def most_idle(self, number: int) -> _Windows:
-        """The windows in which the rank is idle the longest."""
-        chosen = np.argsort(self.most - self.lengths, kind="stable")[:number]
-        return _Windows(self.lengths[chosen], self.most[chosen])
 
 
 def memory_bound(
@@ -61,11 +43,12 @@ def memory_bound(
             work, last_away = durations[chosen], away[chosen[-1]]
             first = _ahead(heads[chosen], work, taken, limit, last_away)
             last = _behind(tails[chosen], work, kept, taken, limit, last_away)
-            bound = max(bound, _least(int(work.sum()) * problem.num_microbatches, first, last))
+            total = int(work.sum()) * problem.num_microbatches
+            bound = max(bound, _least(total, first.windows(), last.windows()))
     return bound
 
 
-def _least(total: int, first: _Windows, last: _Windows) -> int:
+def _least(total: int, first: Windows, last: Windows) -> int:
     """Least time for all work of a rank, by a window at each end.
 
     What cannot be done within either is done between them: they do not overlap.
@@ -96,119 +79,37 @@ def _away_ns(costs: Sequence[StageCosts], durations: Times) -> list[int]:
     return away[::-1]
 
 
-def _ahead(heads: Times, work: Times, taken: Times, limit: int, away: int) -> _Windows:
+def _ahead(heads: Times, work: Times, taken: Times, limit: int, away: int) -> End:
     """F opens, I (with its W) closes."""
-    options = list(zip(np.cumsum(taken), np.cumsum(work[:, Kind.F]), strict=True))
-    closing_work = work[:, Kind.I] + work[:, Kind.W]
-    pause = int(work[-1, Kind.F]) + away
-    return _joined(
-        _full(heads[:, Kind.I], options, closing_work, taken, limit),
-        _full_again(heads[:, Kind.I], pause, options, closing_work, taken, limit),
-        _waiting(heads, work),
-    )
+    forward, since = work[:, Kind.F], heads[:, Kind.F].min(axis=1)
+    late = np.cumsum(forward * (since >= since[:, None]), axis=1)
+    opened = Opened(np.cumsum(taken), np.cumsum(forward), late, since)
+    closing, pause = work[:, Kind.I] + work[:, Kind.W], int(forward[-1]) + away
+    return End(heads, work, opened, Kind.I, closing, taken, limit, pause)
 
 
-def _behind(
-    tails: Times, work: Times, kept: Times, taken: Times, limit: int, away: int
-) -> _Windows:
-    """Backwards in time, W (with its I) opens, F closes.
+def _behind(tails: Times, work: Times, kept: Times, taken: Times, limit: int, away: int) -> End:
+    """Backwards in time, W (with its I) opens, F closes."""
+    since = tails[:, Kind.I].min(axis=1)
+    ways = _ways_behind(kept / np.maximum(1, work[:, Kind.W]))
+    has_input, has_weight = (np.array(has, dtype=np.int64) for has in zip(*ways, strict=True))
+    inputs = has_input * work[:, Kind.I]
+    done = inputs.sum(axis=1) + has_weight @ work[:, Kind.W]
+    late = (since >= since[:, None]) @ inputs.T
+    opened = Opened(has_weight @ kept, done, late, since)
+    pause = int(work[-1, Kind.I]) + away
+    return End(tails, work, opened, Kind.F, work[:, Kind.F], taken, limit, pause)
+
+
+def _ways_behind(price: Reals) -> Iterator[tuple[list[bool], list[bool]]]:
+    """For each way to open a microbatch backwards, of which stages I and W is open.
 
     An I of a later stage comes with those of the earlier ones, as they are still to come; a W may
-    be left over by itself.
+    be left over by itself, the one of the least price (bytes for its time) first.
     """
-    both = work[:, Kind.I] + work[:, Kind.W]
-    options = []
-    for first in range(len(work) + 1):
-        num_bytes, done = int(kept[:first].sum()), int(both[:first].sum())
-        options.append((num_bytes, done))
-        for stage in sorted(range(first, len(work)), key=lambda s: kept[s] / max(1, work[s, 2])):
-            num_bytes, done = num_bytes + int(kept[stage]), done + int(work[stage, Kind.W])
-            options.append((num_bytes, done))
-    pause = int(work[-1, Kind.I]) + away
-    return _joined(
-        _full(tails[:, Kind.F], options, work[:, Kind.F], taken, limit),
-        _full_again(tails[:, Kind.F], pause, options, work[:, Kind.F], taken, limit),
-        _waiting(tails, work),
-    )
-
-
-def _full(
-    closing_heads: Times,
-    options: Sequence[tuple[int, int]],
-    closing_work: Times,
-    released: Times,
-    limit: int,
-) -> _Windows:
-    """Windows until something closes, in which memory is full.
-
-    Options are what may have been opened of a microbatch: bytes that it holds, and work.
-    """
-    ordered = np.sort(closing_heads.ravel())
-    closed = np.arange(len(ordered), dtype=np.int64)
-    capacity = limit + closed * int(released.max())
-    early = _most_work(options, capacity, closing_heads.shape[1])
-    return _Windows(ordered, early + closed * int(closing_work.max()))
-
-
-def _full_again(
-    closing_heads: Times,
-    pause: int,
-    options: Sequence[tuple[int, int]],
-    closing_work: Times,
-    released: Times,
-    limit: int,
-) -> _Windows:
-    """The window until something closes that was not wholly open when the first thing closed.
-
-    A microbatch closes a pause after it is wholly open (the last option). If n are so by the first
-    closing head, no more than these close within the window; they have taken memory from what
-    would have filled the time until then.
-    """
-    first, num_microbatches = int(closing_heads.min()), closing_heads.shape[1]
-    num_bytes, done = options[-1]
-    most_open = min(num_microbatches, limit // num_bytes) if num_bytes else num_microbatches
-    opened = np.arange(most_open + 1, dtype=np.int64)
-    others = _most_work(options[:-1], limit - opened * num_bytes, num_microbatches)
-    until_first = opened * done + others
-    capacity = limit + opened * int(released.sum())
-    in_all = opened * int(closing_work.sum()) + _most_work(options, capacity, num_microbatches)
-    most = np.minimum(in_all, until_first + pause).max()
-    return _Windows(np.array([first + pause]), np.array([most]))
-
-
-def _waiting(heads: Times, work: Times) -> _Windows:
-    """Windows until a row of ops may start; none of an op whose head is not within it is done."""
-    lengths = np.unique(np.append(0, heads.min(axis=2)))[:_NUM_WINDOWS]
-    all_work = np.broadcast_to(work[:, :, None], heads.shape)
-    most = [int(all_work[heads < length].sum()) for length in lengths]
-    return _Windows(lengths, np.array(most, dtype=np.int64))
-
-
-def _joined(*windows: _Windows) -> _Windows:
-    return _Windows(*(np.concatenate(columns) for columns in zip(*windows, strict=True)))
-
-
-def _most_work(options: Sequence[tuple[int, int]], capacity: Times, num_microbatches: int) -> Times:
-    """Most work of opening ops that fits each capacity, rounded up.
-
-    Every microbatch takes one of the options, or nothing; their mean is at most on the upper convex
-    hull.
-    """
-    hull = [(0, 0)]
-    for num_bytes, done in sorted(options):
-        point = int(num_bytes), int(done)
-        while len(hull) > 1 and _is_below(hull[-1], hull[-2], point):
-            hull.pop()
-        if point[0] > hull[-1][0]:
-            hull.append(point)
-        elif point[1] > hull[-1][1]:
-            hull[-1] = point
-    held, work = num_microbatches * np.array(hull, dtype=np.int64).T
-    most: Times = np.ceil(np.interp(capacity, held, np.maximum.accumulate(work))).astype(np.int64)
-    return most
-
-
-def _is_below(point: tuple[int, int], before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Whether a point lies on or under the line between two others."""
-    run, rise = after[0] - before[0], after[1] - before[1]
-    return (point[1] - before[1]) * run <= (point[0] - before[0]) * rise
+    stages = range(len(price))
+    for first in range(len(price) + 1):
+        alone = [stage for stage in np.argsort(price, kind="stable") if stage >= first]
+        for number in range(len(alone) + 1):
+            inputs = [stage < first for stage in stages]
+            yield inputs, [stage < first or stage in alone[:number] for stage in stages]
