@@ -2,21 +2,25 @@
 
 Results are the same either way. Lists are what Python is fast on, and a small problem is done
 before a compiler has started; a large one pays for it. Machine code is kept on disk, beside the
-source or in the user's cache folder: a machine compiles a loop once per version of its source.
+source or in the user's cache folder: a machine compiles a loop once per version of its sources.
 
-A loop takes what it needs as arrays, numbers and NamedTuples of them, raises nothing, and has its
-helpers in its own file (numba looks for changes in that one only). It had better allocate nothing:
-numba then leaves out all reference counting, which makes loops over many arrays ten times slower.
+A loop takes what it needs as arrays, numbers and NamedTuples of them, and raises nothing. It had
+better allocate nothing: numba then leaves out all reference counting, which makes loops over many
+arrays ten times slower.
 
 ``CROSSPIPE_COMPILE=always`` compiles at first use, ``never`` stays with Python.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -104,12 +108,9 @@ class Loop:
         return self._python_s >= _COMPILE_S or self._is_on_disk()
 
     def _is_on_disk(self) -> bool:
-        """Whether there is machine code younger than the source; where numba hides it: no."""
-        source = Path(self._function.__code__.co_filename)
-        found = Path(self._dispatcher.stats.cache_path).glob(
-            f"{source.stem}.{self._function.__qualname__}-*.nbi"
-        )
-        return any(each.stat().st_mtime >= source.stat().st_mtime for each in found)
+        """Whether there is machine code of these sources; where numba hides it: no."""
+        name = name_on_disk(self._function, *self._helpers)
+        return any(Path(self._dispatcher.stats.cache_path).glob(f"*.{name}-*.nbi"))
 
     @cached_property
     def _dispatcher(self) -> Any:
@@ -131,7 +132,22 @@ def compiled(function: Callable[..., Any], *helpers: Callable[..., Any], allocat
     options = {"error_model": "numpy"} if allocates else {"error_model": "numpy", "_nrt": False}
     for helper in helpers:
         register_jitable(**options)(helper)
-    return njit(cache=True, nogil=True, **options)(function)
+    named = FunctionType(function.__code__, function.__globals__)
+    named.__qualname__ = name_on_disk(function, *helpers)
+    return njit(cache=True, nogil=True, **options)(named)
+
+
+@cache
+def name_on_disk(function: Callable[..., Any], *helpers: Callable[..., Any]) -> str:
+    """What machine code is kept as: numba itself looks for changes in the function's file only.
+
+    Args:
+        function: a plain function.
+        helpers: the plain functions that it calls.
+    """
+    modules = sorted({each.__module__ for each in (function, *helpers)})
+    sources = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+    return f"{function.__qualname__}_{hashlib.sha256(sources.encode()).hexdigest()[:16]}"
 
 
 def as_arrays(fields: Fields) -> Fields:

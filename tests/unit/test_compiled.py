@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crosspipe_ray import compiled
-from crosspipe_ray.compiled import SWITCH, Loop
+from crosspipe_ray.compiled import SWITCH, Loop, name_on_disk
 from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.greedy.search import greedy_order
 from crosspipe_ray.planners.placement import Pattern
@@ -68,27 +68,31 @@ def test_small_problems_do_not_load_numba() -> None:
 
 TINY = """
 from crosspipe_ray.compiled import Loop
+from tiny_helper import product
 
 def double(number):
-    return 2 * number
+    return product(2, number)
 
-machine_code = Loop(double).machine_code(python_s=0.5)  # as long as loading takes, not compiling
-assert machine_code(21) == 42
-print(sum(machine_code.stats.cache_hits.values()))
+machine_code = Loop(double, product).machine_code(python_s=0.5)  # more than loading takes
+print(machine_code(21), sum(machine_code.stats.cache_hits.values()))
 """
+HELPER = "def product(first, second):\n    return first * second\n"
 
 
-def test_machine_code_outlives_the_process(tmp_path: Path) -> None:
-    script = tmp_path / "tiny.py"
+def test_machine_code_outlives_the_process_but_not_its_sources(tmp_path: Path) -> None:
+    script, helper = tmp_path / "tiny.py", tmp_path / "tiny_helper.py"
     script.write_text(TINY)
     folders = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    hits = [
-        subprocess.check_output(
+
+    def run(source: str, **switch: str) -> str:
+        helper.write_text(source)
+        return subprocess.check_output(
             [sys.executable, script], env=environment(**folders, **switch), timeout=60, text=True
         )
-        for switch in ({SWITCH: "always"}, {})
-    ]
-    assert hits == ["0\n", "1\n"]
+
+    assert run(HELPER, **{SWITCH: "always"}) == "42 0\n"
+    assert run(HELPER) == "42 1\n"
+    assert run(HELPER.replace("*", "**"), **{SWITCH: "always"}) == f"{2**21} 0\n"
 
 
 def double(number: int) -> int:
@@ -115,16 +119,14 @@ def test_work_pays_for_the_compiler_when_it_takes_python_as_long(cache_folder: P
 
 
 def test_machine_code_on_disk_pays_sooner(cache_folder: Path) -> None:
-    (cache_folder / "test_compiled.double-63.py311.nbi").touch()
+    (cache_folder / f"test_compiled.{name_on_disk(double)}-63.py311.nbi").touch()
     loop = Loop(double)
     answers = [loop.machine_code(python_s=0.2) is not None for _ in range(3)]
     assert answers == [False, True, True]
 
 
-def test_machine_code_of_an_older_source_does_not_count(cache_folder: Path) -> None:
-    stale = cache_folder / "test_compiled.double-63.py311.nbi"
-    stale.touch()
-    os.utime(stale, (0, 0))
+def test_machine_code_of_another_source_does_not_count(cache_folder: Path) -> None:
+    (cache_folder / "test_compiled.double_0123456789abcdef-63.py311.nbi").touch()
     assert Loop(double).machine_code(python_s=1.0) is None
 
 
