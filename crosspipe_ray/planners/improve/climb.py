@@ -16,16 +16,18 @@ from crosspipe_ray.compiled import Loop, as_arrays, as_lists
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.planners.greedy.network import net_of
-from crosspipe_ray.planners.improve import tabu
+from crosspipe_ray.planners.improve import longest_paths, moves, neighbourhood, tabu
 from crosspipe_ray.planners.improve.disjunctive import BEST_NS, Jobs, Run, best_of, start_of
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 
 _HELPERS = (
-    tabu.run_backwards, tabu.run_forwards, tabu.num_sorted, tabu.evaluate, tabu.link, tabu.exchange,
-    tabu.rearrange, tabu.turn, tabu.move, tabu.begin, tabu.estimate, tabu.may_turn, tabu.reach,
-    tabu.lot, tabu.last_node, tabu.critical_blocks, tabu.pair, tabu.is_forbidden, tabu.drawn_place,
-    tabu.drawn_partner, tabu.chosen, tabu.forbid, tabu.copy, tabu.remember, tabu.step,
+    tabu.step, tabu.chosen, tabu.forbid, tabu.is_forbidden, tabu.pair, tabu.remember, tabu.copy,
+    neighbourhood.critical_blocks, neighbourhood.last_node, neighbourhood.drawn_place,
+    neighbourhood.drawn_partner, neighbourhood.reach, neighbourhood.may_turn, neighbourhood.lot,
+    moves.move, moves.turn, moves.estimate, moves.rearrange, moves.exchange,
+    longest_paths.begin, longest_paths.link, longest_paths.evaluate, longest_paths.num_sorted,
+    longest_paths.run_forwards, longest_paths.run_backwards,
 )  # fmt: skip
 _CLIMB = Loop(tabu.climb, *_HELPERS)
 _PYTHON_S = 2.5e-7  # of Python for a step, for a node
@@ -59,7 +61,7 @@ def improved(
     net = net_of(problem, stage_costs(problem))
     timeline = known.timeline(problem)
     jobs, run = start_of(net, problem.num_microbatches, timeline, seed=seed)
-    if not tabu.begin(jobs, run):
+    if not longest_paths.begin(jobs, run):
         raise AssertionError("an order with a timeline does not wait for itself")
     tabu.remember(run)
     run = _climb(jobs, run, iterations, int(enough_ns), deadline)
