@@ -184,13 +184,18 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
 
 
 def _split_by_time(places: list[Place], time_limit_s: float) -> tuple[list[Place], list[Place]]:
-    """The placements that there is time to look at, those of few ops first, and the others."""
+    """The placements that there is time to look at, those of the fewest ops always; the others."""
     most_ops = max(_SEEN_SHARE * time_limit_s / _SEEN_S, _MOST_SOLVED_OPS)
-    for finest in sorted({place.num_ops for place in places}, reverse=True):
-        seen = [place for place in places if place.num_ops <= finest]
-        if sum(place.num_ops for place in seen) <= most_ops:
-            break
-    return seen, [place for place in places if place.num_ops > finest]
+    sizes = {place.num_ops for place in places}
+
+    def num_ops_up_to(size: int) -> int:
+        return sum(place.num_ops for place in places if place.num_ops <= size)
+
+    finest = max((size for size in sizes if num_ops_up_to(size) <= most_ops), default=min(sizes))
+    return (
+        [place for place in places if place.num_ops <= finest],
+        [place for place in places if place.num_ops > finest],
+    )
 
 
 def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
