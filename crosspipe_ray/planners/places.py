@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from crosspipe_ray.costs import check_inputs_fit, check_memory_suffices, stage_costs
 from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
@@ -69,7 +70,7 @@ class Allowance:
         return replace(self.budget, time_limit_s=part * left_s, iterations=most)
 
 
-@dataclass(slots=True)
+@dataclass
 class Place:
     """A placement, and the best of what was found on it."""
 
@@ -78,8 +79,25 @@ class Place:
     best: Plan | None = None
     order: Order | None = None
     lower_bound_ns: int = 0
-    _problem: Problem | None = None
-    _bounds: Bounds | None = field(default=None, repr=False)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem with stages.
+
+        Raises:
+            ProblemError: more stages than layers.
+        """
+        return self.candidate.placed(self.origin)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Of the problem; what searches prove is not in them."""
+        return bounds_of(self.problem)
+
+    @cached_property
+    def is_bound_by_channels(self) -> bool:
+        """Whether the solver does best by its borders."""
+        return is_bound_by_channels(self.problem, stage_costs(self.problem))
 
     @property
     def is_done(self) -> bool:
@@ -97,13 +115,6 @@ class Place:
             self.candidate.num_stages_per_rank * len(self.origin.ranks)
         )
         return 3 * num_stages * self.origin.num_microbatches
-
-    @property
-    def is_bound_by_channels(self) -> bool:
-        """Whether the solver does best by its borders; False before the first attempt."""
-        return self._problem is not None and is_bound_by_channels(
-            self._problem, stage_costs(self._problem)
-        )
 
     def fits(self, method: Method) -> bool:
         """Whether the method can be used on this placement."""
@@ -123,42 +134,39 @@ class Place:
         return Attempt(method.name, self.candidate.name, made)
 
     def _plan(self, method: Method, budget: Budget, started: float) -> Plan:
-        if self._problem is None:
-            self._problem = self.candidate.placed(self.origin)
-        check_memory_suffices(self._problem)
-        if _limits_messages(self._problem):
-            check_inputs_fit(self._problem)
-        if self._bounds is None:
-            self._bounds = bounds_of(self._problem)
-            self.lower_bound_ns = self._bounds.makespan_ns
-        found = method.search(self._problem, self._bounds, budget, self.order)
-        if method.is_search and _limits_messages(self._problem):
-            found = _with_room_for_messages(self._problem, found, method.name)
-        if self._problem.max_sub_blocks == 1:  # what a search proves, it proves for whole ops
-            self.lower_bound_ns = max(self.lower_bound_ns, found.lower_bound_ns)
-        made = _plan_of(
-            self._problem, found, method.name, budget.seed, self.lower_bound_ns, started
-        )
+        problem = self.problem
+        check_memory_suffices(problem)
+        if _limits_messages(problem):
+            check_inputs_fit(problem)
+        found = method.search(problem, self.bounds, budget, self.order)
+        if method.is_search and _limits_messages(problem):
+            found = _with_room_for_messages(problem, found, method.name)
+        proven_ns = found.lower_bound_ns if problem.max_sub_blocks == 1 else 0  # of whole ops alone
+        self.lower_bound_ns = max(self.lower_bound_ns, self.bounds.makespan_ns, proven_ns)
+        made = _plan_of(problem, found, method.name, budget.seed, self.lower_bound_ns, started)
+        self._keep(made, found.order)
+        return made
+
+    def _keep(self, made: Plan, order: Order) -> None:
+        """The shortest plan, with the highest bound of all."""
         if self.best is None or made.timeline.makespan_ns < self.best.timeline.makespan_ns:
             self.best = made
             if made.schedule.parts is None:  # other methods start from whole ops
-                self.order = found.order
+                self.order = order
         elif made.lower_bound_ns > self.best.lower_bound_ns:
             self.best = self.best.with_bound(made.lower_bound_ns)
-        return made
 
 
 def slanted(places: Sequence[Place]) -> list[Place]:
     """The same placements with less and less work on the first ranks; equal cuts of layers once."""
     made = []
     for place in places:
-        assert place.best is not None, "only placements with a plan are slanted"
-        known = {_cut(place.best.problem)}
+        known = {_cut(place.problem)}
         for candidate in place.candidate.slanted():
-            problem = candidate.placed(place.origin)
-            if _cut(problem) not in known:
-                known.add(_cut(problem))
-                made.append(Place(place.origin, candidate, _problem=problem))
+            slanted_place = Place(place.origin, candidate)
+            if _cut(slanted_place.problem) not in known:
+                known.add(_cut(slanted_place.problem))
+                made.append(slanted_place)
     return made
 
 

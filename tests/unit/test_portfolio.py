@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.errors import InfeasibleError, ProblemError
+from crosspipe_ray.planners.candidates import Candidate
 from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.places import Place
 from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import (
@@ -91,6 +93,11 @@ def test_auto_goes_on_while_there_is_a_gap(problem: Problem, methods: list[str])
     budget = Budget(iterations=2, time_limit_s=60.0)
     plan(problem, budget=budget, on_attempt=attempts.append)
     assert [attempt.method for attempt in attempts if attempt.plan] == methods
+
+
+def test_what_limits_a_placement_is_known_before_any_method_was_tried() -> None:
+    problem = tight_wave(link(0, 1, 0, 4), link(1, 0, 0, 4))
+    assert Place(problem, Candidate("as given")).is_bound_by_channels
 
 
 def test_attempt_that_fails_says_why() -> None:
