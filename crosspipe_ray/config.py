@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from crosspipe_ray.carriers import MAX_STREAMS, TransportWish, Wish
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
-from crosspipe_ray.parsing import parse_model
+from crosspipe_ray.parsing import parse_model, parse_yaml, read_yaml
 
 _MAX_PORT = 65535
 
@@ -303,10 +303,7 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one line that names the file and the field, and the nearest key that exists.
     """
-    try:
-        raw = _parse_yaml(path.read_bytes(), source=str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+    raw = read_yaml(path, error=ConfigError)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping with model, data, training and cluster")
     for override in overrides:
@@ -319,13 +316,6 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _parse_yaml(text: str | bytes, *, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
-
-
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -336,4 +326,4 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {}) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         raise ConfigError(f"--set {override}: '{'.'.join(parents)}' is no section")
-    section[last] = _parse_yaml(value, source=f"--set {override}")
+    section[last] = parse_yaml(value, source=f"--set {override}", error=ConfigError)

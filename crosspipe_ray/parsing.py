@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from crosspipe_ray.errors import InputError
@@ -58,6 +59,23 @@ def parse_json(text: str, *, source: str, error: type[InputError]) -> Any:
         return json.loads(text)
     except ValueError as failure:
         raise error(f"{source}: not JSON: {failure}") from None
+
+
+def read_yaml(path: Path, *, error: type[InputError]) -> Any:
+    """Reads a YAML file, or raises ``error`` with one line that names it."""
+    try:
+        text = path.read_bytes()
+    except OSError as failure:
+        raise error(f"{path}: {failure.strerror}") from None
+    return parse_yaml(text, source=str(path), error=error)
+
+
+def parse_yaml(text: str | bytes, *, source: str, error: type[InputError]) -> Any:
+    """Reads YAML, or raises ``error`` with one line that names the source."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+        raise error(f"{source}: not YAML: {' '.join(str(failure).split())}") from None
 
 
 def first_problem(failure: ValidationError, model: type[BaseModel]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from itertools import combinations, permutations
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
 from crosspipe_ray.config import Section
 from crosspipe_ray.errors import InputError
-from crosspipe_ray.parsing import parse_model
+from crosspipe_ray.parsing import parse_model, read_yaml
 from crosspipe_ray.testing.wan.delay import Shape
 
 _NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
@@ -153,12 +152,7 @@ def load_spec(path: Path) -> WanSpec:
     Raises:
         InputError: one line that names the file and the field.
     """
-    try:
-        raw = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path, error=InputError)
     return parse_model(WanSpec, raw, source=str(path), error=InputError)
 
 
