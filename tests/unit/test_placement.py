@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tracemalloc
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from crosspipe_ray.costs import missing_bytes
 from crosspipe_ray.errors import ProblemError
-from crosspipe_ray.planners.placement import Pattern, balanced_cuts, follows, place
+from crosspipe_ray.planners.placement import Pattern, follows, place
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import UNIT_STAGE, make_problem
 
@@ -102,25 +101,6 @@ def test_more_stages_than_layers() -> None:
         place(layered(1, 1, 1), Pattern.WAVE, num_stages_per_rank=2)
 
 
-@given(st.data())
-def test_cuts_are_the_best_of_all(data: st.DataObject) -> None:
-    work = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=7))
-    num_parts = data.draw(st.integers(1, len(work)))
-
-    def quality(cuts: list[int]) -> tuple[int, int]:
-        parts = [sum(work[first:end]) for first, end in pairwise(cuts)]
-        return max(parts), sum(part * part for part in parts)
-
-    inner = combinations(range(1, len(work)), num_parts - 1)
-    assert quality(balanced_cuts(work, num_parts)) == min(
-        quality([0, *borders, len(work)]) for borders in inner
-    )
-
-
-def test_heavy_layer_does_not_leave_the_others_uneven() -> None:
-    assert balanced_cuts([10, 1, 1, 1, 1, 1, 1], 3) == [0, 1, 4, 7]
-
-
 def limited(weights: list[int], limits: list[int | None]) -> Problem:
     """Layers of equal work, which hold a weight each and an activation of one byte."""
     layers = [{**UNIT_STAGE, "weight_bytes": weight} for weight in weights]
@@ -162,12 +142,3 @@ def test_no_cut_lacks_fewer_bytes(weights: list[int], limits: list[int | None]) 
     placed = place(limited(weights, limits), Pattern.ONE_PER_RANK, num_stages_per_rank=1)
     least = min(map(lacking, combinations(range(1, len(weights)), 2)))
     assert max(missing_bytes(placed)) == least
-
-
-def test_cuts_into_many_parts_hold_few_matrices() -> None:
-    num_layers = 200
-    tracemalloc.start()
-    balanced_cuts([1] * num_layers, 100)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 10 * 8 * num_layers**2
