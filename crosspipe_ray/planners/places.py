@@ -63,11 +63,15 @@ class Allowance:
         """Whether no time is left."""
         return self.elapsed_s >= self.budget.time_limit_s
 
+    @property
+    def left_s(self) -> float:
+        """Time that is left."""
+        return max(0.0, self.budget.time_limit_s - self.elapsed_s)
+
     def share(self, part: float, *, iterations: float = math.inf) -> Budget:
         """A part of what is left, with at most so many iterations."""
-        left_s = max(0.0, self.budget.time_limit_s - self.elapsed_s)
         most = min(iterations, self.budget.iterations)
-        return replace(self.budget, time_limit_s=part * left_s, iterations=most)
+        return replace(self.budget, time_limit_s=part * self.left_s, iterations=most)
 
 
 @dataclass
@@ -98,11 +102,6 @@ class Place:
     def is_bound_by_channels(self) -> bool:
         """Whether the solver does best by its borders."""
         return is_bound_by_channels(self.problem, stage_costs(self.problem))
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing shorter can be found here."""
-        return self.best is not None and self.best.status == "proven"
 
     def is_done_for(self, budget: Budget) -> bool:
         """Whether what was found is good enough."""

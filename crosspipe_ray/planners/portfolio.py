@@ -172,9 +172,8 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
     for place in places:
         yield from _try_fixed(place, allowance, wanted=lambda each: has_time or _is_formula(each))
     if places[0].candidate.pattern is None:
-        if not places[0].is_done_for(allowance.budget):
-            share = _GREEDY_IF_EASY if _is_for_solver(places[0]) else _GREEDY_SHARE
-            yield places[0].attempt(METHODS["greedy"], allowance.share(share))
+        share = _GREEDY_IF_EASY if _is_for_solver(places[0]) else _GREEDY_SHARE
+        yield from _try_search("greedy", places[0], allowance, share)
     else:
         yield from _look_around(places, allowance)
     if not favourites(places, 1):  # memory may suffice for finer stages
@@ -203,12 +202,18 @@ def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     can_solve = place.num_ops <= _MOST_SOLVED_OPS
     makes_moves_itself = can_solve and place.is_bound_by_channels  # the solver
     sets_out_s = _SETTING_OUT_S * place.num_ops
-    has_time = place.num_ops <= _MOST_IMPROVED_OPS or sets_out_s < allowance.share(1.0).time_limit_s
-    if has_time and not (place.is_done_for(allowance.budget) or makes_moves_itself):
+    has_time = place.num_ops <= _MOST_IMPROVED_OPS or sets_out_s < allowance.left_s
+    if has_time and not makes_moves_itself:
         share = _IMPROVE_IF_EASY if _is_for_solver(place) else _IMPROVE_SHARE
-        yield place.attempt(METHODS["improve"], allowance.share(share))
-    if not place.is_done_for(allowance.budget) and can_solve:
-        yield place.attempt(METHODS["optimal"], allowance.share(1.0))
+        yield from _try_search("improve", place, allowance, share)
+    if can_solve:
+        yield from _try_search("optimal", place, allowance, 1.0)
+
+
+def _try_search(name: str, place: Place, allowance: Allowance, share: float) -> Iterator[Attempt]:
+    """A search, in a share of the time that is left, unless what was found is good enough."""
+    if not place.is_done_for(allowance.budget):
+        yield place.attempt(METHODS[name], allowance.share(share))
 
 
 def _is_for_solver(place: Place) -> bool:
@@ -231,15 +236,12 @@ def _try_large(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     if has_time_for_all:
         yield from _try_fixed(place, allowance, wanted=_is_formula)
     can_improve = place.num_ops <= _MOST_IMPROVED_OPS
-    if not place.is_done_for(allowance.budget):
-        yield place.attempt(
-            METHODS["greedy"], allowance.share(_LARGE_SHARE if can_improve else 1.0)
-        )
-    if can_improve and not place.is_done_for(allowance.budget):
-        yield place.attempt(METHODS["improve"], allowance.share(1.0))
+    yield from _try_search("greedy", place, allowance, _LARGE_SHARE if can_improve else 1.0)
+    if can_improve:
+        yield from _try_search("improve", place, allowance, 1.0)
     if has_time_for_all and not place.is_done_for(allowance.budget):
         rules_s = _RULE_S * place.num_ops
-        if place.best is None or rules_s < allowance.share(1.0).time_limit_s:
+        if place.best is None or rules_s < allowance.left_s:
             yield from _try_fixed(place, allowance, wanted=lambda method: not _is_formula(method))
 
 
@@ -253,7 +255,6 @@ def _look_around(places: list[Place], allowance: Allowance) -> Iterator[Attempt]
 
     Those with slants join the places.
     """
-    greedy = METHODS["greedy"]
     yield from _look(places, allowance, _LOOK_SHARE)
     if not allowance.is_spent:
         finer = slanted(favourites(places, _NUM_SLANTED))
@@ -261,8 +262,8 @@ def _look_around(places: list[Place], allowance: Allowance) -> Iterator[Attempt]
         places += finer
     best = favourites(places, _NUM_FAVOURITES)
     for number, place in enumerate(best):
-        if not (place.is_done or allowance.is_spent):
-            yield place.attempt(greedy, allowance.share(1 / (len(best) - number + 2)))
+        if not allowance.is_spent:
+            yield from _try_search("greedy", place, allowance, 1 / (len(best) - number + 2))
 
 
 def _look(places: Sequence[Place], allowance: Allowance, share: float) -> Iterator[Attempt]:

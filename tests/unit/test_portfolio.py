@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -250,6 +251,14 @@ def test_every_pattern_is_tried_on_layers() -> None:
     plan(layered(8, 2), budget=BUDGET, on_attempt=attempts.append)
     tried = {attempt.placement for attempt in attempts if attempt.method == "greedy"}
     assert tried >= {"one_per_rank", "wave", "loop", "loop x3", "loop x4"}
+
+
+def test_placements_with_a_good_enough_plan_get_no_longer_look() -> None:
+    attempts: list[Attempt] = []
+    problem = layered(16, 2, ranks=[{"memory_limit_bytes": 12}] * 2)
+    plan(problem, budget=replace(BUDGET, gap=1.0), on_attempt=attempts.append)
+    looked_at = [attempt.placement for attempt in attempts if attempt.method == "greedy"]
+    assert len(looked_at) == len(set(looked_at))
 
 
 @pytest.mark.parametrize(("time_limit_s", "is_tried"), [(0.001, False), (60.0, True)])
