@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from typing import NamedTuple
 
 from crosspipe_ray.compiled import NEVER
@@ -101,24 +101,29 @@ class Run(NamedTuple):
 
 def start_of(net: Net, num_microbatches: int, timeline: Timeline, *, seed: int) -> tuple[Jobs, Run]:
     """The nodes of a problem, and a run that begins with the order of a timeline."""
-    carriers = [
-        row for row in range(len(net.duration)) if net.shared[row] >= 0 or net.occupancy[row]
-    ]
-    arcs = _arcs(net, num_microbatches, carriers)
-    sequences = _sequences(net, num_microbatches, carriers, timeline)
-    jobs = _jobs(net, num_microbatches, carriers, arcs, sequences)
+    first_message = _first_messages(net, num_microbatches)
+    arcs = _arcs(net, num_microbatches, first_message)
+    sequences = _sequences(net, num_microbatches, first_message, timeline)
+    jobs = _jobs(net, num_microbatches, first_message, arcs, sequences)
     return jobs, _run(len(jobs.row), [node for each in sequences for node in each], seed)
+
+
+def _first_messages(net: Net, count: int) -> dict[int, int]:
+    """Of the rows whose messages are nodes, in order: the node of the first one."""
+    rows = range(len(net.duration))
+    carriers = [row for row in rows if net.shared[row] >= 0 or net.occupancy[row]]
+    return {row: node * count for node, row in enumerate(carriers, len(net.duration))}
 
 
 def _jobs(
     net: Net,
     count: int,
-    carriers: Sequence[int],
+    first_message: Mapping[int, int],
     arcs: tuple[list[int], list[int], list[int]],
     sequences: Sequence[Sequence[int]],
 ) -> Jobs:
     before, after, lag = arcs
-    rows = [row for row in (*range(len(net.duration)), *carriers) for _ in range(count)]
+    rows = [row for row in (*range(len(net.duration)), *first_message) for _ in range(count)]
     num_ops, none = len(net.duration) * count, len(rows)
     of_ops, others = rows[:num_ops], [0] * (none - num_ops + 1)  # one more, for ``none``
     machine = [0] * none
@@ -156,12 +161,12 @@ def _mixed(net: Net, num_machines: int) -> list[int]:
     return [int(rows[machine] > 1) for machine in range(num_machines)]
 
 
-def _arcs(net: Net, count: int, carriers: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def _arcs(
+    net: Net, count: int, first_message: Mapping[int, int]
+) -> tuple[list[int], list[int], list[int]]:
     """Per node, what it waits for, what waits for it, and the lag on the way here."""
-    num_rows = len(net.duration)
-    none = (num_rows + len(carriers)) * count
+    none = (len(net.duration) + len(first_message)) * count
     before, after, lag = [none] * (none + 1), [none] * (none + 1), [0] * (none + 1)
-    first_message = {row: (num_rows + i) * count for i, row in enumerate(carriers)}
     for row, target in enumerate(net.target):
         for m in range(count if target >= 0 else 0):
             sender, receiver = row * count + m, target * count + m
@@ -173,11 +178,10 @@ def _arcs(net: Net, count: int, carriers: Sequence[int]) -> tuple[list[int], lis
 
 
 def _sequences(
-    net: Net, count: int, carriers: Sequence[int], timeline: Timeline
+    net: Net, count: int, first_message: Mapping[int, int], timeline: Timeline
 ) -> list[list[int]]:
     """Nodes of the ranks, then of the channels in use."""
     ranks = [[_op_of(span.op, count) for span in spans] for spans in timeline.ranks]
-    first_message = {row: (len(net.duration) + i) * count for i, row in enumerate(carriers)}
     channels: dict[int, list[int]] = {}
     for send in timeline.sends:
         row, m = divmod(_op_of(send.op, count), count)
