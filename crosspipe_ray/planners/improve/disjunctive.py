@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from crosspipe_ray.compiled import NEVER
+from crosspipe_ray.compiled import NEVER, Numbers
 from crosspipe_ray.ops import Kind, Op
 from crosspipe_ray.planners.bounds.relaxation import offsets
 from crosspipe_ray.planners.greedy.kernel import Net
@@ -26,7 +26,7 @@ NUM_FORBIDDEN = 1 << 16
 
 
 class Jobs(NamedTuple):
-    """What no order changes; per node where nothing else is said.
+    """What no order changes, read only; per node where nothing else is said.
 
     Attributes:
         row: of the op, or of the message's op.
@@ -46,21 +46,21 @@ class Jobs(NamedTuple):
         is_mixed: per machine, 1 where ops of several rows take memory, else 0.
     """
 
-    row: Sequence[int]
-    machine: Sequence[int]
-    duration: Sequence[int]
-    before: Sequence[int]
-    lag: Sequence[int]
-    after: Sequence[int]
-    needed: Sequence[int]
-    gate: Sequence[int]
-    finish: Sequence[int]
-    taken: Sequence[int]
-    freed: Sequence[int]
-    closing: Sequence[int]
-    first: Sequence[int]
-    limit: Sequence[int]
-    is_mixed: Sequence[int]
+    row: Numbers
+    machine: Numbers
+    duration: Numbers
+    before: Numbers
+    lag: Numbers
+    after: Numbers
+    needed: Numbers
+    gate: Numbers
+    finish: Numbers
+    taken: Numbers
+    freed: Numbers
+    closing: Numbers
+    first: Numbers
+    limit: Numbers
+    is_mixed: Numbers
 
 
 class Run(NamedTuple):
@@ -81,22 +81,22 @@ class Run(NamedTuple):
         numbers: those named above.
     """
 
-    sequence: MutableSequence[int]
-    place: MutableSequence[int]
-    previous: MutableSequence[int]
-    following: MutableSequence[int]
-    ends: MutableSequence[int]
-    rests: MutableSequence[int]
-    held: MutableSequence[int]
-    order: MutableSequence[int]
-    position: MutableSequence[int]
-    best: MutableSequence[int]
-    best_order: MutableSequence[int]
-    forbidden: MutableSequence[int]
-    blocks: MutableSequence[int]
-    scratch: MutableSequence[int]
-    other_scratch: MutableSequence[int]
-    numbers: MutableSequence[int]
+    sequence: Numbers
+    place: Numbers
+    previous: Numbers
+    following: Numbers
+    ends: Numbers
+    rests: Numbers
+    held: Numbers
+    order: Numbers
+    position: Numbers
+    best: Numbers
+    best_order: Numbers
+    forbidden: Numbers
+    blocks: Numbers
+    scratch: Numbers
+    other_scratch: Numbers
+    numbers: Numbers
 
 
 def start_of(net: Net, num_microbatches: int, timeline: Timeline, *, seed: int) -> tuple[Jobs, Run]:

@@ -6,9 +6,7 @@ and as machine code on arrays (`crosspipe_ray.compiled`).
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
-
-from crosspipe_ray.compiled import NEVER
+from crosspipe_ray.compiled import NEVER, Numbers
 from crosspipe_ray.planners.improve.disjunctive import (
     BEST_NS,
     FOUND_AT,
@@ -131,7 +129,7 @@ def remember(run: Run) -> None:
     copy(run.order, run.best_order)
 
 
-def copy(source: Sequence[int], target: MutableSequence[int]) -> None:
+def copy(source: Numbers, target: Numbers) -> None:
     """All entries."""
     for index in range(len(source)):
         target[index] = source[index]
