@@ -44,14 +44,14 @@ _RUN = Loop(
 )
 
 
-class Ways(NamedTuple):
+class BothForms(NamedTuple):
     """A net in both of its forms: lists for Python, arrays for machine code."""
 
     lists: Net
     arrays: Any  # a Net of arrays
 
     @classmethod
-    def of(cls, net: Net) -> Ways:
+    def of(cls, net: Net) -> BothForms:
         """Of a net of lists."""
         return cls(net, as_arrays(net))
 
@@ -98,8 +98,8 @@ class ListScheduler:
         net = net_of(problem, costs)
         is_chain = len(problem.ranks) == len(costs)
         self.steady_tails = _steady_tails(net, problem.num_microbatches) if is_chain else None
-        self._net = Ways.of(net)
-        self._mirrored = Ways.of(mirrored(problem, costs, net))
+        self._net = BothForms.of(net)
+        self._mirrored = BothForms.of(mirrored(problem, costs, net))
         self._mean_ns = sum(net.duration) / len(net.duration)
 
     def order(self, state: State) -> Order:
@@ -142,7 +142,7 @@ class ListScheduler:
         tails: Times = self._backwards(backwards) + durations[:, None]
         return tails
 
-    def _pass(self, net: Ways, choice: Choice) -> tuple[int, State]:
+    def _pass(self, net: BothForms, choice: Choice) -> tuple[int, State]:
         """A run of the kernel, in whichever way is sooner done."""
         count = self._problem.num_microbatches
         state = fresh_state(net.lists, count)
