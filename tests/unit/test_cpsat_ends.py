@@ -17,12 +17,13 @@ from crosspipe_ray.problem import Problem
 from tests.unit.builders import link, make_problem, problems, regions_problem
 
 
-def is_refused(problem: Problem, limit_ns: int, reach_ns: int) -> bool:
+def is_refused(problem: Problem, limit_ns: int, reach_ns: int, *, more_ns: int = 0) -> bool:
+    """By a model that was built for a limit of more."""
     costs = stage_costs(problem)
-    ends = EndsModel(problem, costs, bounds_of(problem, costs), limit_ns, reach_ns)
+    ends = EndsModel(problem, costs, bounds_of(problem, costs), limit_ns + more_ns, reach_ns)
     solver = Limits(deadline=math.inf, effort=math.inf, workers=1, seed=0).solver(0.5)
     tune(solver)
-    return solver.solve(ends.model) == cp_model.INFEASIBLE
+    return solver.solve(ends.within(limit_ns)) == cp_model.INFEASIBLE
 
 
 def busy_borders(
@@ -41,8 +42,9 @@ def busy_borders(
 def test_what_a_schedule_does_is_not_refused(problem: Problem) -> None:
     known = greedy_order(problem, iterations=5)
     solution = solve(problem, known=known, effort=0.1, time_limit_s=60.0, workers=1)
-    for share in (0.0, 0.3, 1.0):
-        assert not is_refused(problem, solution.makespan_ns, int(share * solution.makespan_ns) + 1)
+    limit_ns = solution.makespan_ns
+    for share, more_ns in ((0.0, 0), (0.3, 1), (1.0, limit_ns // 3)):
+        assert not is_refused(problem, limit_ns, int(share * limit_ns) + 1, more_ns=more_ns)
 
 
 def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
@@ -51,6 +53,7 @@ def test_busy_borders_lose_time_that_heads_and_tails_do_not_see() -> None:
     bound_ns, reach_ns = bounds_of(problem).makespan_ns, solution.makespan_ns
     assert solution.makespan_ns == solution.lower_bound_ns
     assert is_refused(problem, int(1.01 * bound_ns), reach_ns)
+    assert is_refused(problem, int(1.01 * bound_ns), reach_ns, more_ns=bound_ns // 20)
     assert not is_refused(problem, solution.makespan_ns, reach_ns)
 
 

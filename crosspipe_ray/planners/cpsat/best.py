@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.planners.bounds.makespan import Bounds
-from crosspipe_ray.planners.cpsat.ends import EndsModel
-from crosspipe_ray.planners.cpsat.model import Model
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import OnProgress
 from crosspipe_ray.problem import Problem
@@ -59,9 +57,9 @@ class Limits:
         parameters.use_dynamic_precedence_in_disjunctive = True
         return solver
 
-    def solve(self, solver: cp_model.CpSolver, model: Model | EndsModel) -> cp_model.CpSolverStatus:
+    def solve(self, solver: cp_model.CpSolver, model: cp_model.CpModel) -> cp_model.CpSolverStatus:
         """Solves, and counts the effort."""
-        status = solver.solve(model.model)
+        status = solver.solve(model)
         self.effort -= solver.response_proto.deterministic_time
         return status
 

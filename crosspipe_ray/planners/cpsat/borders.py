@@ -7,23 +7,22 @@ seldom lead from one rhythm to another by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from crosspipe_ray.ops import Kind
-from crosspipe_ray.planners.bounds.relaxation import row_of
+from crosspipe_ray.planners.bounds.relaxation import Times, row_of
 from crosspipe_ray.planners.cpsat.best import Best, Limits
 from crosspipe_ray.planners.cpsat.ends import EndsModel, tune
 from crosspipe_ray.planners.greedy.passes import Bias, ListScheduler
 from crosspipe_ray.planners.improve.climb import improved
 from crosspipe_ray.planners.order import Order
 
-if TYPE_CHECKING:
-    from ortools.sat.python import cp_model
-
 _REACHES = (0.7, 1.0, 1.3)  # of the ends, in round trips of the first microbatch
 _FIRST_PATIENCE = 0.25  # of the solver's deterministic time, which is about a second here
-_FIRST_MOVES = 100_000  # of a round; more as the patience grows
+_CLOSE = 0.001  # of the bound: less is not worth a question of its own
+_FIRST_MOVES = 25_000  # of a round, more as the patience grows; soon nothing more comes of them
+_MOVES_OF_LEAD = 4  # times as many
 _MOVE = 1e-5  # time of a move, in the solver's deterministic time
 _SHARE = 0.4  # of the time and effort left, at most, for the moves of a round
 _PASSES = (0.0, 0.25, 0.5, 1.0)  # patience of those that complete a lead, of which the best counts
@@ -38,29 +37,41 @@ class _Answer(NamedTuple):
     lead: Order | None = None
 
 
-@dataclass(slots=True)
-class _Question:
-    """What the ends are asked for.
+class _Questions:
+    """Which makespan the ends are asked for next, of how much of the step, and how patiently.
+
+    The less is asked for, the sooner it is refused. So a makespan that is not refused has to wait,
+    and the next one is halfway to the bound; where that is close, the last one that waits is asked
+    for again, with more patience.
 
     Attributes:
-        goal: the makespan, as a share of the way from the bound to `Best.refusable_ns`.
         reach: place in ``_REACHES``.
         patience: with the solver.
     """
 
-    goal: float = 1.0
-    reach: int = 0
-    patience: float = _FIRST_PATIENCE
+    def __init__(self) -> None:
+        self.reach = 0
+        self.patience = _FIRST_PATIENCE
+        self._waiting: list[int] = []
 
-    def follow(self, answer: _Answer) -> None:
-        """What is allowed is asked of more of the step, what is not answered is asked for less."""
-        if answer.is_refused:
-            self.goal = min(1.0, 2 * self.goal)
-        elif answer.lead and self.reach + 1 < len(_REACHES):
+    def next_ns(self, bound_ns: int, highest_ns: int) -> int:
+        """A makespan above the bound, up to the highest that is of use."""
+        self._waiting = [each for each in self._waiting if each > bound_ns]
+        if not self._waiting:
+            return highest_ns
+        lowest_ns = min(self._waiting[-1], highest_ns)
+        if lowest_ns - bound_ns > _CLOSE * bound_ns:
+            return (bound_ns + lowest_ns) // 2
+        self._waiting.pop()
+        self.patience *= 2
+        return lowest_ns
+
+    def follow(self, asked_ns: int, answer: _Answer, *, is_whole: bool) -> None:
+        """What is allowed is asked of more of the step, if there is more."""
+        if answer.lead and not is_whole and self.reach + 1 < len(_REACHES):
             self.reach += 1
-        else:
-            self.goal /= 2
-            self.patience *= 1 if answer.lead else 2
+        elif not answer.is_refused:
+            self._waiting.append(asked_ns)
 
 
 class BorderSearch:
@@ -76,19 +87,29 @@ class BorderSearch:
         self._best = best
         self._limits = limits
         self._gap = gap
-        self._question = _Question()
+        self._questions = _Questions()
+        self._ends: EndsModel | None = None
         self._num_rounds = 0
         self._round_trip_ns = int(best.bounds.heads[0, Kind.I, 0])
 
     def run(self) -> None:
-        """Rounds until the gap is reached or they bring no more."""
+        """Rounds until the gap is reached or they bring no more.
+
+        Moves from the order that is given come after the first question: it then asks for more, and
+        more kinds of leads answer it.
+        """
         best, num_fruitless = self._best, 0
+        given: Order | None = best.order
         while num_fruitless < _MOST_FRUITLESS and not self._is_over:
             before = best.makespan_ns, best.bound_ns
             answer = self._ask()
-            self._question.follow(answer)
-            if not answer.is_refused:
-                self._improve(self._start(answer.lead))
+            if answer.lead:
+                self._improve(self._start(answer.lead), _MOVES_OF_LEAD * _FIRST_MOVES)
+            elif not answer.is_refused:
+                self._improve(best.order, _FIRST_MOVES)
+            if given is not None:
+                self._improve(given, _FIRST_MOVES)
+                given = None
             is_fruitless = before == (best.makespan_ns, best.bound_ns)
             num_fruitless = num_fruitless + 1 if is_fruitless else 0
 
@@ -100,19 +121,29 @@ class BorderSearch:
         """Whether the ends leave room for a makespan: a refusal raises the bound."""
         from ortools.sat.python import cp_model
 
-        best, question = self._best, self._question
+        best, questions = self._best, self._questions
         highest_ns = best.refusable_ns(self._gap)
-        limit_ns = best.bound_ns + int(question.goal * (highest_ns - best.bound_ns))
-        reach_ns = int(_REACHES[question.reach] * self._round_trip_ns)
-        model = EndsModel(best.problem, best.costs, best.bounds, limit_ns, reach_ns)
-        solver = self._limits.solver(question.patience, workers=1)
+        asked_ns = questions.next_ns(best.bound_ns, highest_ns)
+        ends = self._ends_up_to(highest_ns)
+        solver = self._limits.solver(questions.patience, workers=1)
         tune(solver)
-        status = self._limits.solve(solver, model)
-        if status == cp_model.INFEASIBLE:
-            best.raise_bound(limit_ns, model.unit_ns)
-            return _Answer(is_refused=True)
-        is_lead = status == cp_model.OPTIMAL
-        return _Answer(lead=completed(best, model, solver) if is_lead else None)
+        status = self._limits.solve(solver, ends.within(asked_ns))
+        is_refused, is_lead = status == cp_model.INFEASIBLE, status == cp_model.OPTIMAL
+        if is_refused:
+            best.raise_bound(asked_ns, ends.unit_ns)
+        lead = completed(best, ends.starts_ns(solver), asked_ns) if is_lead else None
+        answer = _Answer(is_refused, lead)
+        questions.follow(asked_ns, answer, is_whole=ends.is_whole)
+        return answer
+
+    def _ends_up_to(self, highest_ns: int) -> EndsModel:
+        """The model of the reach that is asked for; it is built once for many questions."""
+        best, reach_ns = self._best, int(_REACHES[self._questions.reach] * self._round_trip_ns)
+        ends = self._ends
+        if ends is None or ends.reach_ns < reach_ns or ends.limit_ns < highest_ns:
+            ends = EndsModel(best.problem, best.costs, best.bounds, highest_ns, reach_ns)
+            self._ends = ends
+        return ends
 
     def _start(self, lead: Order | None) -> Order:
         """The lead, unless what it leaves out has made it much longer than the best order."""
@@ -120,10 +151,10 @@ class BorderSearch:
         most_ns = _MOST_LONGER * best.makespan_ns
         return lead if lead and lead.timeline(best.problem).makespan_ns < most_ns else best.order
 
-    def _improve(self, start: Order) -> None:
-        """Moves from an order, others in every round."""
+    def _improve(self, start: Order, first_moves: int) -> None:
+        """Moves from an order, others in every round; more of them as the patience grows."""
         limits = self._limits
-        wanted_moves = _FIRST_MOVES * self._question.patience / _FIRST_PATIENCE
+        wanted_moves = first_moves * self._questions.patience / _FIRST_PATIENCE
         num_moves = int(min(wanted_moves, _SHARE * limits.effort / _MOVE))
         limits.effort -= _MOVE * num_moves
         order = improved(
@@ -138,15 +169,20 @@ class BorderSearch:
         self._best.take(order)
 
 
-def completed(best: Best, model: EndsModel, solver: cp_model.CpSolver) -> Order:
+def completed(best: Best, starts_ns: Mapping[tuple[int, Kind], Times], limit_ns: int) -> Order:
     """An order in which F's and I's are as urgent as they start early in a solution of the ends.
 
     The solution knows nothing of W's, of most memory, nor of ranks in the middle of the step.
+
+    Args:
+        best: of the problem.
+        starts_ns: by stage and kind, per microbatch.
+        limit_ns: makespan of the solution.
     """
     scheduler = ListScheduler(best.problem, bounds=best.bounds)
     tails = scheduler.tails.copy()
-    for (stage, kind), starts in model.starts_ns(solver).items():
-        tails[row_of(stage, kind)] = model.limit_ns - starts
+    for (stage, kind), starts in starts_ns.items():
+        tails[row_of(stage, kind)] = limit_ns - starts
     passes = [scheduler.forward(tails, Bias(patience=(each,) * 3)) for each in _PASSES]
     _, state = min(passes, key=lambda made: made[0])
     return scheduler.order(state)

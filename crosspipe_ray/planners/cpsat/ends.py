@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +68,7 @@ class EndsModel:
         model: for the solver.
         unit_ns: all times are multiples of it.
         limit_ns: as given.
+        reach_ns: as given.
     """
 
     def __init__(
@@ -82,14 +84,28 @@ class EndsModel:
         self.model = cp_model.CpModel()
         self.unit_ns = unit_of(problem, costs)
         self.limit_ns = limit_ns
-        self._reach_ns = reach_ns
+        self.reach_ns = reach_ns
         self._steps = steps = _steps(problem, costs, bounds)
         self._starts: list[list[Start | None]] = []
         for m in range(problem.num_microbatches):
             before = self._starts[-1] if m else [None] * len(steps)
             self._starts.append(self._microbatch(steps, m, before))
         self._memory(memory_windows(problem, costs))
-        self._machines()
+        self._lines = self._machines()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the ends meet, and nothing is left out in between."""
+        return all(start for starts in self._starts for start in starts)
+
+    def within(self, limit_ns: int) -> cp_model.CpModel:
+        """The model for a limit that is no higher; building one takes many times as long."""
+        model = self.model.clone()
+        sooner = (self.limit_ns - limit_ns) // self.unit_ns
+        kept = (start for starts in self._starts for start in starts if start)
+        for start in chain(kept, self._lines):
+            model.add(start.variable <= start.latest - sooner)
+        return model
 
     def starts_ns(self, solver: cp_model.CpSolver) -> dict[tuple[int, Kind], Times]:
         """When the F's and I's of each stage start in a solution, by microbatch.
@@ -143,18 +159,17 @@ class EndsModel:
                 if start and before:
                     self.model.add(start.variable >= before.variable + duration)
 
-    def _machines(self) -> None:
-        """Has ranks and channels do one thing at a time."""
+    def _machines(self) -> list[Start]:
+        """Has ranks and channels do one thing at a time; starts of merged rows."""
         rows: dict[int, list[Row]] = defaultdict(list)
         for place, step in enumerate(self._steps):
             if step.duration:
                 kept = [start for starts in self._starts if (start := starts[place])]
                 rows[step.machine].append(Row(kept, step.duration // self.unit_ns))
-        for on_machine in rows.values():
-            share(self.model, on_machine)
+        return [start for each in rows.values() for start in share(self.model, each)]
 
     def _is_kept(self, step: _Step, m: int) -> bool:
-        return step.op is None or min(step.heads[m], step.tails[m]) < self._reach_ns
+        return step.op is None or min(step.heads[m], step.tails[m]) < self.reach_ns
 
     def _start(self, step: _Step, m: int) -> Start:
         earliest = -(-int(step.heads[m]) // self.unit_ns)

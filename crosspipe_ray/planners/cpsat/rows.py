@@ -12,10 +12,10 @@ the other end, where intervals have it learn the same for every order of the mid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from itertools import accumulate, combinations, pairwise, product
+from functools import partial
+from itertools import accumulate, chain, combinations, pairwise, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,15 +53,21 @@ class Row:
     duration: int
 
 
-def share(model: cp_model.CpModel, rows: Sequence[Row]) -> None:
-    """Has a machine take the steps of its rows one at a time."""
+def share(model: cp_model.CpModel, rows: Sequence[Row]) -> list[Start]:
+    """Has a machine take the steps of its rows one at a time.
+
+    Returns:
+        The starts of merged rows, which are as late as the steps of the rows may be.
+    """
+    lines: Iterable[Row] = ()
     if sum(_num_open(*pair) for pair in combinations(rows, 2)) > _MOST_OPEN:
         model.add_no_overlap(_interval(model, row, start) for row in rows for start in row.starts)
     elif len({row.duration for row in rows}) == 1:
-        reduce(partial(_merged, model), rows)
+        _, *lines = accumulate(rows, partial(_merged, model))
     else:
         for first, second in combinations(rows, 2):
             _keep_apart(model, first, second)
+    return list(chain.from_iterable(line.starts for line in lines))
 
 
 def _num_open(first: Row, second: Row) -> int:

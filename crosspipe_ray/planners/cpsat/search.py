@@ -116,7 +116,7 @@ def _is_refused_without_memory(best: Best, limits: Limits, limit_ns: int) -> boo
 
     model = Model(best.problem, best.costs, best.bounds, limit_ns, is_relaxed=True)
     solver = limits.solver(_RELAXED_PATIENCE, workers=1)
-    is_refused: bool = limits.solve(solver, model) == cp_model.INFEASIBLE
+    is_refused: bool = limits.solve(solver, model.model) == cp_model.INFEASIBLE
     if is_refused:
         best.raise_bound(limit_ns, model.unit_ns)
     return is_refused
@@ -129,7 +129,7 @@ def _attempt(best: Best, limits: Limits, target: float, patience: float) -> bool
     limit_ns = best.bound_ns + int(target * (best.makespan_ns - 1 - best.bound_ns))
     model = Model(best.problem, best.costs, best.bounds, limit_ns)
     solver = limits.solver(patience)
-    status = limits.solve(solver, model)
+    status = limits.solve(solver, model.model)
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         best.is_stuck = not best.take(solved_order(best.problem, best.costs, model, solver))
         return True
@@ -148,7 +148,7 @@ def _improve(best: Best, limits: Limits, gap: float, patience: float) -> None:
     add_hint(model, best.order.timeline(best.problem))
     solver = limits.solver(patience)
     solver.parameters.relative_gap_limit = gap
-    if limits.solve(solver, model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    if limits.solve(solver, model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         best.take(solved_order(best.problem, best.costs, model, solver))
 
 
