@@ -17,12 +17,15 @@ from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
 from crosspipe_ray.planners.fixed import one_by_one
+from crosspipe_ray.planners.merging import merged
 from crosspipe_ray.planners.methods import Budget, Found, Method
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
 from crosspipe_ray.timeline import Timeline
+
+_MERGING_SHARE = 0.05  # of the time of a search, for B's in its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,9 @@ class Place:
             found = _with_room_for_messages(problem, found, method.name)
         proven_ns = found.lower_bound_ns if problem.max_sub_blocks == 1 else 0  # of whole ops alone
         self.lower_bound_ns = max(self.lower_bound_ns, self.bounds.makespan_ns, proven_ns)
-        made = _plan_of(problem, found, method.name, budget.seed, self.lower_bound_ns, started)
-        self._keep(made, found.order)
+        shown = _with_merged_pairs(problem, found, budget) if method.is_search else found
+        made = _plan_of(problem, shown, method.name, budget.seed, self.lower_bound_ns, started)
+        self._keep(made, found.order)  # searches go on from I's and W's
         return made
 
     def _keep(self, made: Plan, order: Order) -> None:
@@ -203,6 +207,12 @@ def _plan_of(
 
 def _limits_messages(problem: Problem) -> bool:
     return any(rank.message_memory_limit_bytes is not None for rank in problem.ranks)
+
+
+def _with_merged_pairs(problem: Problem, found: Found, budget: Budget) -> Found:
+    time_limit_s = _MERGING_SHARE * budget.time_limit_s
+    order = merged(problem, stage_costs(problem), found.order, time_limit_s=time_limit_s)
+    return replace(found, order=order)
 
 
 def _with_room_for_messages(problem: Problem, found: Found, method: str) -> Found:
