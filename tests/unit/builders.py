@@ -42,6 +42,7 @@ CODECS = (
     {"kind": "bf16", "encode_bytes_per_s": 4e9, "decode_bytes_per_s": 8e9},
     {"kind": "int8", "encode_bytes_per_s": 2e9},
 )
+CURVES = (None, None, None, [[500, 4e8], [2000, 1e9]], [[1000, 1e9], [1500, 2e8], [3000, 5e8]])
 
 
 def problem_data(
@@ -170,6 +171,7 @@ def _stages(draw: st.DrawFn, rank: int) -> dict[str, Any]:
         "output_bytes": draw(st.integers(0, 3)) * 1000,
         "input_gradient_bytes": draw(st.sampled_from((None, 500))),
         "weight_bytes": draw(seldom),
+        "optimizer_bytes": draw(seldom),
         "gather_us": draw(seldom),
         "reduce_us": draw(seldom),
     }
@@ -178,7 +180,8 @@ def _stages(draw: st.DrawFn, rank: int) -> dict[str, Any]:
 @st.composite
 def _ranks(draw: st.DrawFn, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A rank with memory for at least one microbatch."""
-    needed = sum(stage["activation_bytes"] + stage["weight_bytes"] for stage in stages)
+    kinds = ("activation_bytes", "weight_bytes", "optimizer_bytes")
+    needed = sum(stage[kind] for stage in stages for kind in kinds)
     spare = draw(st.sampled_from((None, 0, 1, 3, 8)))
     return {
         "cluster": draw(st.sampled_from(("us", "eu"))),
@@ -197,6 +200,7 @@ def _links(draw: st.DrawFn, num_ranks: int) -> list[dict[str, Any]]:
             **link(src, dst, draw(st.integers(0, 6)), draw(st.integers(0, 3))),
             "channel": draw(channels),
             "message_overhead_us": draw(st.sampled_from((0, 0, 0.25))),
+            "bandwidth_curve": draw(st.sampled_from(CURVES)),
             "codec": draw(st.sampled_from(CODECS)),
         }
         for src, dst in chosen

@@ -235,9 +235,18 @@ def _message_times(view: View) -> Iterator[str]:
 
 
 def occupancy_ns(link: Json, num_bytes: int) -> int:
-    rate = link.get("bandwidth_bytes_per_s")
+    curve = link.get("bandwidth_curve")
+    rate = _on_curve(curve, num_bytes) if curve else link.get("bandwidth_bytes_per_s")
     time_ns: float = link.get("message_overhead_us", 0) * 1000
     return round(time_ns + (num_bytes * 1e9 / rate if rate else 0))
+
+
+def _on_curve(curve: list[list[float]], num_bytes: int) -> float:
+    """The rate between the points around a size; beyond the ends, that of the end."""
+    for (size, rate), (next_size, next_rate) in pairwise(curve):
+        if size <= num_bytes <= next_size:
+            return rate + (next_rate - rate) * (num_bytes - size) / (next_size - size)
+    return curve[0][1] if num_bytes < curve[0][0] else curve[-1][1]
 
 
 def _channels_one_at_a_time(view: View) -> Iterator[str]:

@@ -53,6 +53,10 @@ def test_more_bandwidth_is_not_worse(problem: Problem, times: float) -> None:
     for link in data["links"]:
         if link["bandwidth_bytes_per_s"] is not None:
             link["bandwidth_bytes_per_s"] *= times
+        if link["bandwidth_curve"] is not None:
+            link["bandwidth_curve"] = [
+                (size, times * rate) for size, rate in link["bandwidth_curve"]
+            ]
     check_not_worse(Problem.model_validate(data), problem)
 
 
