@@ -323,6 +323,8 @@ def _summary(view: View) -> Iterator[str]:
         yield f"makespan_us is not {max(ends) / 1000}"
     if as_ns(plan["lower_bound_us"]) > makespan:
         yield "the plan is shorter than its lower bound"
+    if plan["status"] == "proven" and as_ns(plan["lower_bound_us"]) < makespan:
+        yield "the plan is proven, but longer than its lower bound"
     work = sum(end - start for parts in view.parts.values() for start, end, *_ in parts)
     bubble = 1 - work / (ranks * makespan) if makespan else 0.0
     if abs(plan["bubble_ratio"] - bubble) > 1e-5:

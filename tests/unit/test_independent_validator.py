@@ -120,8 +120,33 @@ def take_memory(data: dict[str, Any]) -> None:
     data["problem"]["ranks"][0]["memory_limit_bytes"] = 1
 
 
+def take_message_memory(data: dict[str, Any]) -> None:
+    data["problem"]["ranks"][1]["message_memory_limit_bytes"] = 999
+
+
+def hold_channel_longer(data: dict[str, Any]) -> None:
+    data["sends"][-1]["end_us"] += 0.5
+    data["sends"][-1]["arrive_us"] += 0.5
+
+
 def claim_less(data: dict[str, Any]) -> None:
     data["makespan_us"] -= 1
+
+
+def claim_fewer_messages(data: dict[str, Any]) -> None:
+    data["peak_message_bytes"][1] -= 1
+
+
+def claim_less_idle_time(data: dict[str, Any]) -> None:
+    data["bubble_ratio"] -= 0.01
+
+
+def claim_impossible_bound(data: dict[str, Any]) -> None:
+    data["lower_bound_us"] = data["makespan_us"] + 0.001
+
+
+def claim_proof(data: dict[str, Any]) -> None:
+    data |= {"status": "proven", "lower_bound_us": data["makespan_us"] - 0.001}
 
 
 CORRUPTIONS: tuple[tuple[Callable[[dict[str, Any]], None], str], ...] = (
@@ -139,7 +164,13 @@ CORRUPTIONS: tuple[tuple[Callable[[dict[str, Any]], None], str], ...] = (
     (arrive_early, "a latency after"),
     (lose_reduction, "is missing or not needed"),
     (take_memory, "bytes are more than 1"),
+    (take_message_memory, "bytes of messages wait"),
+    (hold_channel_longer, "occupies its channel for 1500 ns"),
     (claim_less, "makespan_us is not"),
+    (claim_fewer_messages, "peak_message_bytes is not"),
+    (claim_less_idle_time, "bubble_ratio is not"),
+    (claim_impossible_bound, "shorter than its lower bound"),
+    (claim_proof, "proven, but longer than its lower bound"),
 )
 
 
