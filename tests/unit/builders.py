@@ -158,11 +158,38 @@ def problems(
 
 
 @st.composite
+def layered_problems(draw: st.DrawFn) -> Problem:
+    """Small problems with unequal layers, of which each rank has room for about a half or more."""
+    layers = draw(st.lists(_layers(), min_size=3, max_size=8))
+    num_ranks = draw(st.integers(2, 3))
+    ranks = [draw(_ranks(layers[::2])) for _ in range(num_ranks)]
+    data = {
+        "num_microbatches": draw(st.integers(1, 4)),
+        "ranks": ranks,
+        "layers": layers,
+        "links": draw(_links(num_ranks)) + draw(_cluster_links({r["cluster"] for r in ranks})),
+        "num_stages_per_rank": draw(st.sampled_from((None, None, 1))),
+        "fused_backward": draw(st.sampled_from((False, False, True))),
+    }
+    return Problem.model_validate(data)
+
+
+@st.composite
 def _stages(draw: st.DrawFn, rank: int) -> dict[str, Any]:
+    seldom = st.sampled_from((0, 0, 0, 2))
+    return {
+        **draw(_layers()),
+        "rank": rank,
+        "gather_us": draw(seldom),
+        "reduce_us": draw(seldom),
+    }
+
+
+@st.composite
+def _layers(draw: st.DrawFn) -> dict[str, Any]:
     time_us, seldom = st.integers(0, 5), st.sampled_from((0, 0, 0, 2))
     activation = draw(st.integers(0, 4))
     return {
-        "rank": rank,
         "forward_us": draw(time_us),
         "backward_input_us": draw(time_us),
         "backward_weight_us": draw(time_us),
@@ -172,8 +199,6 @@ def _stages(draw: st.DrawFn, rank: int) -> dict[str, Any]:
         "input_gradient_bytes": draw(st.sampled_from((None, 500))),
         "weight_bytes": draw(seldom),
         "optimizer_bytes": draw(seldom),
-        "gather_us": draw(seldom),
-        "reduce_us": draw(seldom),
     }
 
 

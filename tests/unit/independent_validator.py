@@ -92,10 +92,7 @@ class View:
         return round(plain * 1e9 / float(codec[rate]))
 
     def plain_bytes(self, stage: int, kind: str) -> int:
-        if kind == "SEND_F":
-            return int(self.stages[stage].get("output_bytes", 0))
-        own = self.stages[stage].get("input_gradient_bytes")
-        return int(self.stages[stage - 1].get("output_bytes", 0) if own is None else own)
+        return (output_bytes if kind == "SEND_F" else input_gradient_bytes)(self.stages, stage)
 
     def message_bytes(self, stage: int, kind: str) -> int:
         """Codecs are for 1024 bytes and more: bf16 has 2 per value, int8 1 and 4 per 256."""
@@ -232,6 +229,17 @@ def _message_times(view: View) -> Iterator[str]:
             yield f"{key} occupies its channel for {end - start} ns"
         if as_ns(entry["arrive_us"]) != end + as_ns(link.get("latency_us", 0)):
             yield f"{key} does not arrive a latency after it left"
+
+
+def output_bytes(parts: list[Json], number: int) -> int:
+    """What one of several stages or layers sends to the next."""
+    return int(parts[number].get("output_bytes", 0))
+
+
+def input_gradient_bytes(parts: list[Json], number: int) -> int:
+    """What it sends to the one before."""
+    own = parts[number].get("input_gradient_bytes")
+    return output_bytes(parts, number - 1) if own is None else int(own)
 
 
 def occupancy_ns(link: Json, num_bytes: int) -> int:

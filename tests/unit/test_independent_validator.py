@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspipe_ray.plan import plan_json
-from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.planners.pieces import plan_in_pieces
+from crosspipe_ray.planners.portfolio import Budget, plan
+from crosspipe_ray.planners.robust import robust_plan
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import link, make_problem, problems
+from tests.unit.builders import link, make_problem, problems, with_message_memory
 from tests.unit.independent_validator import violations
+from tests.unit.plan_checks import as_file, check_attempt, check_plan
 
 BUDGET = Budget(iterations=6, time_limit_s=60.0)
 
@@ -20,12 +21,7 @@ BUDGET = Budget(iterations=6, time_limit_s=60.0)
 @settings(max_examples=150)
 @given(problems())
 def test_plans_of_all_methods_hold(problem: Problem) -> None:
-    attempts: list[Attempt] = []
-    plan(problem, budget=BUDGET, on_attempt=attempts.append)
-    for attempt in attempts:
-        if attempt.plan:
-            found = violations(json.loads(json.dumps(plan_json(attempt.plan))))
-            assert not found, attempt.method
+    plan(problem, budget=BUDGET, on_attempt=check_attempt)
 
 
 @settings(max_examples=80)
@@ -33,10 +29,32 @@ def test_plans_of_all_methods_hold(problem: Problem) -> None:
 def test_plans_with_parts_hold(problem: Problem, max_sub_blocks: int) -> None:
     problem = problem.model_copy(update={"max_sub_blocks": max_sub_blocks})
     for method in ("crosspipe-greedy", "auto"):
-        found = violations(
-            json.loads(json.dumps(plan_json(plan(problem, method=method, budget=BUDGET))))
-        )
-        assert not found, method
+        check_plan(plan(problem, method=method, budget=BUDGET))
+
+
+@settings(max_examples=60)
+@given(problems(), st.sampled_from((0, 500, 1000, 3000)))
+def test_plans_within_message_memory_hold(problem: Problem, spare_bytes: int) -> None:
+    problem = with_message_memory(problem, spare_bytes=spare_bytes)
+    plan(problem, budget=BUDGET, on_attempt=check_attempt)
+
+
+@settings(max_examples=40)
+@given(problems().filter(lambda problem: bool(problem.links)), st.sampled_from((0.5, 0.95)))
+def test_robust_plans_hold(problem: Problem, quantile: float) -> None:
+    links = [each.model_copy(update={"latency_samples_us": (1, 2, 8)}) for each in problem.links]
+    problem = problem.with_links(links)
+    made = robust_plan(problem, quantile=quantile, budget=BUDGET, on_attempt=check_attempt)
+    assert made.problem == problem
+
+
+@settings(max_examples=30)
+@given(problems(most_microbatches=2), st.integers(2, 4))
+def test_plans_in_pieces_hold(problem: Problem, num_pieces: int) -> None:
+    _, made = plan_in_pieces(
+        problem, [num_pieces], make=plan, budget=BUDGET, on_attempt=check_attempt
+    )
+    assert made.problem.num_microbatches == num_pieces * problem.num_microbatches
 
 
 @pytest.fixture
@@ -49,7 +67,7 @@ def plan_data() -> dict[str, Any]:
         stage={"gather_us": 1, "reduce_us": 1},
         links=[link(0, 1, 1, 1), link(1, 0, 1, 1)],
     )
-    data: dict[str, Any] = json.loads(json.dumps(plan_json(plan(problem, budget=BUDGET))))
+    data = as_file(plan(problem, budget=BUDGET))
     assert not violations(data)
     return data
 
