@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
-from crosspipe_ray.planners.portfolio import Budget, plan
+from crosspipe_ray.planners.portfolio import AUTO, METHODS, Attempt, Budget, plan
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import problems, regions_problem, renamed
 
 BUDGET = Budget(iterations=3, time_limit_s=60.0)
 MOST = 1.05  # times as long, as no search of three attempts is perfect; the worst of 5500 was 1.019
+# Searches look at ranks that are free at the same time by number, so messages of equal urgency may
+# go another way through a channel that their ranks share: not equal, but near.
+MOST_RENAMED = 1.01
 
 
 def check_not_worse(more: Problem, less: Problem) -> None:
@@ -23,6 +26,17 @@ def check_not_worse(more: Problem, less: Problem) -> None:
     with_more, with_less = plan(more, budget=BUDGET), plan(less, budget=BUDGET)
     assert with_more.lower_bound_ns <= with_less.timeline.makespan_ns
     assert with_more.timeline.makespan_ns <= MOST * with_less.timeline.makespan_ns
+
+
+def makespans_by_method(problem: Problem) -> dict[str, float]:
+    """Of all methods that `auto` tries, and its own; infinite where there is no plan."""
+    made: dict[str, float] = {}
+
+    def note(attempt: Attempt) -> None:
+        made[attempt.method] = attempt.makespan_ns
+
+    made[AUTO] = plan(problem, budget=BUDGET, on_attempt=note).timeline.makespan_ns
+    return made
 
 
 @pytest.mark.parametrize("num_clusters", [2, 4])
@@ -60,12 +74,14 @@ def test_more_bandwidth_is_not_worse(problem: Problem, times: float) -> None:
     check_not_worse(Problem.model_validate(data), problem)
 
 
-@settings(max_examples=30)
+@settings(max_examples=100)
 @given(problems(), st.randoms(use_true_random=False))
 def test_names_of_ranks_do_not_matter(problem: Problem, rng: Any) -> None:
     names = list(range(len(problem.ranks)))
     rng.shuffle(names)
     other = renamed(problem, names)
     assert lower_bound_ns(other) == lower_bound_ns(problem)
-    check_not_worse(other, problem)
-    check_not_worse(problem, other)
+    first, second = makespans_by_method(problem), makespans_by_method(other)
+    for method in set(first) & {each.name for each in METHODS.values() if each.pattern}:
+        assert second[method] == first[method]  # formulas and the clock go by stages
+    assert max(first[AUTO], second[AUTO]) <= MOST_RENAMED * min(first[AUTO], second[AUTO])
