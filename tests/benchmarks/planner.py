@@ -10,6 +10,7 @@ validator; one that does not hold ends the benchmark.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import resource
@@ -94,6 +95,12 @@ def _largest(name: str, wanted_gap: float, spread: float) -> Row:
 ROWS = (
     Row(name="8x16", sizes=((8, 16),), wanted_gap=0.002, time_limit_s=1.0),
     Row(name="16x32", sizes=((16, 32),), wanted_gap=0.002, time_limit_s=3.0),
+    Row(
+        name="one-per-rank",
+        sizes=tuple(itertools.product((2, 4, 6, 8, 12, 16), (8, 16, 32))),
+        wanted_gap=0.002,
+        time_limit_s=3.0,
+    ),
     Row(
         name="64x256-equal",
         sizes=((64, 256),),
