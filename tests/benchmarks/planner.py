@@ -24,6 +24,7 @@ from crosspipe_ray.plan import Plan
 from crosspipe_ray.planners.placement import Pattern, place
 from crosspipe_ray.planners.portfolio import METHODS, Budget, plan
 from crosspipe_ray.problem import Problem
+from tests.benchmarks.first_answer import answer_of
 from tests.benchmarks.planner_instances import (
     DELAYS,
     US,
@@ -126,6 +127,7 @@ ROWS = (
         memories=(2,),
     ),
 )
+FIRST_ANSWERS = Instances(sizes=((8, 32),))
 
 
 def run_row(row: Row, seeds: Iterable[int]) -> None:
@@ -249,9 +251,25 @@ def _fixed_plans(problem: Problem) -> Iterable[Plan]:
             yield made
 
 
+def run_first_answers(seeds: Sequence[int], wanted_s: float = 1.5) -> None:
+    """`crosspipe plan --method greedy` in fresh processes: when it first shows a makespan."""
+    answers = [answer_of(instance(FIRST_ANSWERS, seed), method="greedy") for seed in seeds]
+    first = sorted(answer.first_s for answer in answers)
+    ends = sorted(answer.end_s for answer in answers if answer.is_proven)
+    proofs = (
+        f", after {_at(ends, 0.5):.2f} s by the median, {ends[-1]:.2f} s at most" if ends else ""
+    )
+    within = sum(seconds <= wanted_s for seconds in first) / len(first)
+    print(
+        f"first-answer      {within:4.0%} of {len(first)} within {wanted_s:g} s  "
+        f"median {_at(first, 0.5):.2f} s  p95 {_at(first, 0.95):.2f} s  worst {first[-1]:.2f} s  "
+        f"{len(ends)} end with a proof{proofs}  " + _verdict(within >= SHARE)
+    )
+
+
 def main() -> None:
     """Runs the rows that are asked for, or all."""
-    names = [*(row.name for row in ROWS), "placements", "heterogeneous"]
+    names = [*(row.name for row in ROWS), "placements", "heterogeneous", "first-answer"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(names))
     parser.add_argument(
@@ -268,6 +286,8 @@ def main() -> None:
         run_placements()
     if "heterogeneous" in wanted:
         run_heterogeneous(arguments.instances or 200)
+    if "first-answer" in wanted:
+        run_first_answers(FIRST_ANSWERS.seeds[: arguments.instances or 50])
 
 
 if __name__ == "__main__":
