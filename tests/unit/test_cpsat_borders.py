@@ -4,16 +4,18 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 from ortools.sat.python import cp_model
 
 from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.ops import Kind
 from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.cpsat.best import Best, Limits
-from crosspipe_ray.planners.cpsat.borders import completed
+from crosspipe_ray.planners.cpsat.borders import Answer, Questions, completed
 from crosspipe_ray.planners.cpsat.ends import EndsModel, tune
 from crosspipe_ray.planners.cpsat.search import solve
 from crosspipe_ray.planners.greedy.search import greedy_order
+from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.progress import unheard
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
@@ -27,6 +29,11 @@ def solved_ends(problem: Problem, limit_ns: int) -> tuple[EndsModel, cp_model.Cp
     tune(solver)
     assert solver.solve(model.model) == cp_model.OPTIMAL
     return model, solver
+
+
+@pytest.fixture
+def lead() -> Order:
+    return greedy_order(busy_borders(2), iterations=1)
 
 
 def test_starts_of_a_solution_follow_the_way_of_each_microbatch() -> None:
@@ -63,3 +70,23 @@ def test_moves_from_a_lead_and_refusals_close_in_on_the_optimum() -> None:
     assert solution.lower_bound_ns > bounds_of(problem).makespan_ns
     again = solve(problem, known=known, effort=1.0, time_limit_s=600.0)
     assert again == solution
+
+
+def test_a_makespan_that_is_not_refused_waits_until_half_of_it_is() -> None:
+    questions = Questions()
+    assert questions.next_ns(1_000_000, 1_020_000) == 1_020_000
+    questions.follow(1_020_000, Answer(), is_whole=True)
+    assert questions.next_ns(1_000_000, 1_020_000) == 1_010_000
+    questions.follow(1_010_000, Answer(is_refused=True), is_whole=True)
+    assert questions.next_ns(1_010_001, 1_020_000) == 1_015_000
+    patience = questions.patience
+    assert questions.next_ns(1_019_500, 1_020_000) == 1_020_000  # as there is little in between
+    assert questions.patience == 2 * patience
+
+
+def test_what_the_ends_allow_is_asked_of_more_of_the_step(lead: Order) -> None:
+    questions = Questions()
+    questions.follow(1_020_000, Answer(lead=lead), is_whole=False)
+    assert (questions.reach, questions.next_ns(1_000_000, 1_020_000)) == (1, 1_020_000)
+    questions.follow(1_020_000, Answer(lead=lead), is_whole=True)
+    assert (questions.reach, questions.next_ns(1_000_000, 1_020_000)) == (1, 1_010_000)

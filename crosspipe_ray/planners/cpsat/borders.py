@@ -30,14 +30,14 @@ _MOST_LONGER = 1.1  # than the best order is a lead that moves make shorter stil
 _MOST_FRUITLESS = 3  # rounds without a shorter order or a higher bound
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """Of the ends; neither refused nor a lead: they fell silent."""
 
     is_refused: bool = False
     lead: Order | None = None
 
 
-class _Questions:
+class Questions:
     """Which makespan the ends are asked for next, of how much of the step, and how patiently.
 
     The less is asked for, the sooner it is refused. So a makespan that is not refused has to wait,
@@ -66,7 +66,7 @@ class _Questions:
         self.patience *= 2
         return lowest_ns
 
-    def follow(self, asked_ns: int, answer: _Answer, *, is_whole: bool) -> None:
+    def follow(self, asked_ns: int, answer: Answer, *, is_whole: bool) -> None:
         """What is allowed is asked of more of the step, if there is more."""
         if answer.lead and not is_whole and self.reach + 1 < len(_REACHES):
             self.reach += 1
@@ -87,7 +87,7 @@ class BorderSearch:
         self._best = best
         self._limits = limits
         self._gap = gap
-        self._questions = _Questions()
+        self._questions = Questions()
         self._ends: EndsModel | None = None
         self._num_rounds = 0
         self._round_trip_ns = int(best.bounds.heads[0, Kind.I, 0])
@@ -117,7 +117,7 @@ class BorderSearch:
     def _is_over(self) -> bool:
         return self._best.is_within(self._gap) or self._limits.are_reached
 
-    def _ask(self) -> _Answer:
+    def _ask(self) -> Answer:
         """Whether the ends leave room for a makespan: a refusal raises the bound."""
         from ortools.sat.python import cp_model
 
@@ -132,7 +132,7 @@ class BorderSearch:
         if is_refused:
             best.raise_bound(asked_ns, ends.unit_ns)
         lead = completed(best, ends.starts_ns(solver), asked_ns) if is_lead else None
-        answer = _Answer(is_refused, lead)
+        answer = Answer(is_refused, lead)
         questions.follow(asked_ns, answer, is_whole=ends.is_whole)
         return answer
 
