@@ -16,6 +16,7 @@ from crosspipe_ray.carriers import MAX_STREAMS, TransportWish, Wish
 from crosspipe_ray.codec import CodecKind
 from crosspipe_ray.errors import ConfigError
 from crosspipe_ray.parsing import parse_model, parse_yaml, read_yaml
+from crosspipe_ray.planners.seeds import MAX_SEED
 
 _MAX_PORT = 65535
 
@@ -232,7 +233,7 @@ class PlannerConfig(Section):
         "auto"
     )
     time_limit_s: float = Field(5.0, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of every search")
     pieces: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         (1,),
         min_length=1,
@@ -244,7 +245,7 @@ class Config(Section):
     """A whole run."""
 
     version: Literal[1] = 1
-    seed: int = 0
+    seed: int = Field(0, ge=0, description="of weights, batches and emulated jitter")
     output: Path = Field(Path("runs"), description="a new folder is made in it for every run")
     model: ModelConfig
     data: DataConfig

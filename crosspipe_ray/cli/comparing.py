@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crosspipe_ray.cli.plans import Iterations, TimeLimit, console_of_stdout, names_of
+from crosspipe_ray.cli.plans import Iterations, Seed, TimeLimit, console_of_stdout, names_of
 
 if TYPE_CHECKING:
     from crosspipe_ray.planners.portfolio import Attempt
@@ -31,7 +31,7 @@ def compare(
     methods: Annotated[str | None, typer.Option(help="Names by comma; default: all.")] = None,
     time_limit: TimeLimit = None,
     iterations: Iterations = None,
-    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    seed: Seed = 0,
     svg: Annotated[Path | None, typer.Option(help="Also draw them on one axis.")] = None,
     output: Output = None,
 ) -> None:
@@ -66,7 +66,7 @@ def paper_tables(
         typer.Option(min=0, help="Seconds for a plan; default: 1, or no end with --iterations."),
     ] = None,
     iterations: Iterations = None,
-    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    seed: Seed = 0,
     output: Output = None,
 ) -> None:
     """Tables 5 and 6 of CrossPipe: its figures beside what our plans take on the clock."""

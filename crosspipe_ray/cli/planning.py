@@ -13,6 +13,7 @@ import typer
 from crosspipe_ray.cli.plans import (
     Iterations,
     Output,
+    Seed,
     TimeLimit,
     console_of_stdout,
     names_of,
@@ -110,7 +111,7 @@ def plan(
     method: Annotated[str, typer.Option(help="See --list-methods.")] = "auto",
     time_limit: TimeLimit = None,
     iterations: Iterations = None,
-    seed: Annotated[int, typer.Option(help="Of every search.")] = 0,
+    seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads of the solver.")] = 1,
     quantile: Annotated[
         float | None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crosspipe_ray.planners.seeds import MAX_SEED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,7 @@ Iterations = Annotated[
     int | None,
     typer.Option(min=1, help="Attempts per search; with no time limit, plans can be made again."),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of every search.")]
 
 
 class ExportFormat(str, Enum):

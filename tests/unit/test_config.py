@@ -122,6 +122,9 @@ def test_override_that_is_no_yaml(path: Path) -> None:
         ("training.batch_size=9", "batch_size 9 is not divisible by num_microbatches 4"),
         ("planner.pieces=[1, 3]", "a microbatch of 2 sequences (training.batch_size / num_mic"),
         ("planner.pieces=[0]", "planner.pieces.0: input should be greater than 0"),
+        ("planner.seed=2147483648", "planner.seed: input should be less than or equal to 21474"),
+        ("planner.seed=-1", "planner.seed: input should be greater than or equal to 0 (got -1)"),
+        ("seed=-1", "seed: input should be greater than or equal to 0 (got -1)"),
         ("planner.pieces=[]", "planner.pieces: input should have a length of at least 1"),
         ("cluster.links=[{src: us, dst: mars}]", "link us->mars: no region 'mars'; there are"),
         (

@@ -209,3 +209,13 @@ def test_streams_without_their_transport(crosspipe: Command, plan_file: str) -> 
 def test_more_threads_than_any_machine_has(crosspipe: Command, problem_file: str) -> None:
     code, error = crosspipe.fails("plan", problem_file, "--workers", "1000000")
     assert (code, "Invalid value for '--workers'" in error) == (2, True)
+
+
+@pytest.mark.parametrize("command", [["plan"], ["compare"], ["bench", "paper-tables"]])
+@pytest.mark.parametrize("seed", ["-1", "2147483648"])
+def test_seeds_that_no_search_takes(
+    crosspipe: Command, problem_file: str, command: list[str], seed: str
+) -> None:
+    files = [] if command[0] == "bench" else [problem_file]
+    code, error = crosspipe.fails(*command, *files, "--seed", seed)
+    assert (code, "Invalid value for '--seed'" in error) == (2, True)
