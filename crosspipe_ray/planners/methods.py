@@ -74,12 +74,10 @@ class Found:
 
     Attributes:
         lower_bound_ns: proven on the way; 0: nothing beyond `bounds`.
-        is_cut_short: the clock ended the search.
     """
 
     order: Order
     lower_bound_ns: int = 0
-    is_cut_short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,6 @@ def _fixed(
 
 
 def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -> Found:
-    started = time.monotonic()
     order = greedy_order(
         problem,
         time_limit_s=budget.time_limit_s,
@@ -116,7 +113,7 @@ def _greedy(problem: Problem, bounds: Bounds, budget: Budget, _: Order | None) -
         bounds=bounds,
         on_progress=budget.on_progress,
     )
-    return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
+    return Found(order)
 
 
 def _improve(problem: Problem, bounds: Bounds, budget: Budget, known: Order | None) -> Found:
@@ -130,7 +127,7 @@ def _improve(problem: Problem, bounds: Bounds, budget: Budget, known: Order | No
         seed=budget.seed,
         enough_ns=bounds.makespan_ns * (1 + budget.gap),
     )
-    return Found(order, is_cut_short=time.monotonic() - started > budget.time_limit_s)
+    return Found(order)
 
 
 def _first(problem: Problem, bounds: Bounds, budget: Budget) -> Order:
@@ -155,8 +152,7 @@ def _optimal(problem: Problem, bounds: Bounds, budget: Budget, known: Order | No
         bounds=bounds,
         on_progress=budget.on_progress,
     )
-    is_cut_short = time.monotonic() - started > budget.time_limit_s
-    return Found(solution.order, solution.lower_bound_ns, is_cut_short)
+    return Found(solution.order, solution.lower_bound_ns)
 
 
 METHODS: dict[str, Method] = {

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from crosspipe_ray.errors import InfeasibleError
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.planners.places import Allowance
 from crosspipe_ray.planners.portfolio import Attempt, Budget
 from crosspipe_ray.problem import Costs, Layer, Problem, Stage
 
@@ -52,7 +53,7 @@ def plan_in_pieces(
     on_attempt: Callable[[Attempt], None],
     cost: Callable[[Plan], float] = makespan_ns,
 ) -> tuple[int, Plan]:
-    """The best number of pieces by `in_pieces`, each with an equal share of the time.
+    """The best number of pieces by `in_pieces`, each with an equal share of the time left.
 
     Args:
         problem: in whole microbatches.
@@ -65,16 +66,20 @@ def plan_in_pieces(
     Raises:
         InfeasibleError: memory is too small for each of them; or whatever else ``make`` raises.
     """
-    share = replace(budget, time_limit_s=budget.time_limit_s / len(pieces))
+    allowance = Allowance(budget)
 
     def make_in(num_pieces: int) -> Plan:
+        num_left = sum(each >= num_pieces for each in pieces)
         return make(
             in_pieces(problem, num_pieces),
-            budget=share,
+            budget=allowance.share(1 / num_left),
             on_attempt=lambda attempt: on_attempt(attempt.in_pieces(num_pieces)),
         )
 
-    return shortest(pieces, make_in, cost=cost)
+    number, best = shortest(pieces, make_in, cost=cost)
+    if best.status == "time_limit" and not allowance.is_spent:  # that of its share
+        best = replace(best, status="gap")
+    return number, best
 
 
 def shortest(

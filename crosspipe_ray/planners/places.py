@@ -12,7 +12,6 @@ from crosspipe_ray.costs import check_inputs_fit, check_memory_suffices, stage_c
 from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan
-from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
 from crosspipe_ray.planners.candidates import Candidate
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
@@ -138,10 +137,10 @@ class Place:
     def _plan(self, method: Method, budget: Budget, started: float) -> Plan:
         problem = self.problem
         check_memory_suffices(problem)
-        if _limits_messages(problem):
+        if limits_messages(problem):
             check_inputs_fit(problem)
         found = method.search(problem, self.bounds, budget, self.order)
-        if method.is_search and _limits_messages(problem):
+        if method.is_search and limits_messages(problem):
             found = _with_room_for_messages(problem, found, method.name)
         proven_ns = found.lower_bound_ns if problem.max_sub_blocks == 1 else 0  # of whole ops alone
         self.lower_bound_ns = max(self.lower_bound_ns, self.bounds.makespan_ns, proven_ns)
@@ -199,13 +198,13 @@ def _plan_of(
         raise InfeasibleError(f"{method} does not fit: {error}") from None
     timeline = found.order.timeline(problem)
     _check_messages(problem, timeline, method)
-    status: Status = "time_limit" if found.is_cut_short else "gap"
     wall_s = time.monotonic() - started
-    made = Plan(problem, schedule, timeline, method, status, seed, bound_ns, wall_s)
+    made = Plan(problem, schedule, timeline, method, "gap", seed, bound_ns, wall_s)
     return made.with_bound(bound_ns)
 
 
-def _limits_messages(problem: Problem) -> bool:
+def limits_messages(problem: Problem) -> bool:
+    """Whether a rank has a limit for received inputs."""
     return any(rank.message_memory_limit_bytes is not None for rank in problem.ranks)
 
 
@@ -233,5 +232,5 @@ def _check_messages(problem: Problem, timeline: Timeline, method: str) -> None:
                 f"bytes of received inputs wait, {peak - limit} more than its "
                 f"message_memory_limit_bytes {limit}"
             )
-    if _limits_messages(problem):
+    if limits_messages(problem):
         check_messages_fit(problem, timeline)  # posted receives take memory before they are there

@@ -14,6 +14,7 @@ from dataclasses import replace
 from crosspipe_ray.compiled import check_switch
 from crosspipe_ray.errors import InfeasibleError, ProblemError
 from crosspipe_ray.plan import Plan
+from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.candidates import candidates
 from crosspipe_ray.planners.methods import METHODS, Budget, Method
 from crosspipe_ray.planners.placement import Pattern
@@ -29,6 +30,7 @@ __all__ = [
     "check_method",
     "needed_pattern",
     "plan",
+    "verdict",
     "with_verdict",
 ]
 
@@ -109,15 +111,25 @@ def needed_pattern(method: str) -> Pattern | None:
     return None if method == AUTO else METHODS[method].pattern
 
 
-def with_verdict(best: Plan, beside: Sequence[Plan]) -> Plan:
-    """A plan with what all say of its placement: the highest bound, and whether time ran out.
+def verdict(attempts: Sequence[Attempt], allowance: Allowance) -> Status:
+    """Why the search is over, where it has proven nothing.
+
+    The clock ended it if nothing is left of all the time. A share that a search has used up says
+    nothing of that: others may have ended early, with nothing left to try.
+    """
+    has_searched = any(METHODS[attempt.method].is_search for attempt in attempts)
+    return "time_limit" if has_searched and allowance.is_spent else "gap"
+
+
+def with_verdict(best: Plan, beside: Sequence[Plan], status: Status) -> Plan:
+    """A plan with the highest bound of its placement, which may prove it, else with the verdict.
 
     Args:
         best: the plan.
         beside: all plans on its placement, itself among them.
+        status: of the whole search.
     """
-    if any(made.status == "time_limit" for made in beside):
-        best = replace(best, status="time_limit")
+    best = replace(best, status=status)
     return best.with_bound(max(made.lower_bound_ns for made in beside))
 
 
@@ -276,10 +288,9 @@ def _best(attempts: Sequence[Attempt], allowance: Allowance) -> Plan:
     plans = [attempt.plan for attempt in attempts if attempt.plan]
     if plans:
         best = min(plans, key=lambda made: made.timeline.makespan_ns)
-        if allowance.is_spent and any(METHODS[each.method].is_search for each in attempts):
-            best = replace(best, status="time_limit")
-        beside = [best, *(made for made in plans if made.problem is best.problem)]
-        return replace(with_verdict(best, beside), wall_s=allowance.elapsed_s)
+        beside = [made for made in plans if made.problem is best.problem]
+        best = with_verdict(best, beside, verdict(attempts, allowance))
+        return replace(best, wall_s=allowance.elapsed_s)
     reasons = [attempt.error for attempt in attempts if attempt.error]
     lacking = [error for error in reasons if isinstance(error, InfeasibleError)]
     if lacking:  # of equal ones the last, as greedy asks for the least memory

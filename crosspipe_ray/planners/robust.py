@@ -7,7 +7,6 @@ slow links: every link at the quantile of its own samples.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 
 from crosspipe_ray.errors import ProblemError
 from crosspipe_ray.plan import Plan
-from crosspipe_ray.plan_format import Status
 from crosspipe_ray.planners.bounds.makespan import bounds_of
 from crosspipe_ray.planners.comparison import highest_bounds_ns
 from crosspipe_ray.planners.placement import Pattern
-from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan, with_verdict
+from crosspipe_ray.planners.places import Allowance, limits_messages
+from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan, verdict, with_verdict
 from crosspipe_ray.planners.sampling import Latencies, makespans_ns
 from crosspipe_ray.problem import Link, Problem
 from crosspipe_ray.simulate import simulate
@@ -58,7 +57,8 @@ def robust_plan(
         ProblemError: no link gives samples; or what `portfolio.plan` raises.
         InfeasibleError: memory is too small.
     """
-    started, budget = time.monotonic(), budget or Budget()
+    budget = budget or Budget()
+    allowance = Allowance(budget)
     if not any(link.latency_samples_us for link in problem.links):
         raise ProblemError("--quantile: no link of the problem gives latency_samples_us")
     latencies = draw(problem, num_samples=num_samples, seed=budget.seed)
@@ -68,17 +68,18 @@ def robust_plan(
         on_attempt(attempt)
         attempts.append(attempt)
 
-    stated = replace(budget, time_limit_s=_STATED_SHARE * budget.time_limit_s)
+    has_slow = not limits_messages(problem)  # how many messages wait depends on the latencies
+    stated = allowance.share(_STATED_SHARE if has_slow else 1.0)
     plan(problem, method=method, budget=stated, patterns=patterns, on_attempt=note)
-    left_s = budget.time_limit_s - (time.monotonic() - started)
-    slow = replace(budget, time_limit_s=max(0.0, left_s))
-    bounds = highest_bounds_ns(attempts)
-    for attempt in _for_slow_links(problem, quantile, method, slow, patterns):
-        note(_on_links(attempt, problem.links, bounds))
+    if has_slow:
+        slow, bounds = allowance.share(1.0), highest_bounds_ns(attempts)
+        for attempt in _for_slow_links(problem, quantile, method, slow, patterns):
+            note(_on_links(attempt, problem.links, bounds))
+    status = verdict(attempts, allowance)
     plans = [each.plan for each in attempts if each.plan]
     best = _best(plans, latencies, quantile)
     beside = [made for made in plans if made.problem == best.problem]
-    return replace(with_verdict(best, beside), wall_s=time.monotonic() - started)
+    return replace(with_verdict(best, beside, status), wall_s=allowance.elapsed_s)
 
 
 def quantile_ns(made: Plan, *, quantile: float, seed: int = 0) -> int:
@@ -106,8 +107,6 @@ def _for_slow_links(
     patterns: Sequence[Pattern],
 ) -> list[Attempt]:
     """Plans for links at the quantile."""
-    if any(rank.message_memory_limit_bytes is not None for rank in problem.ranks):
-        return []  # how many messages wait depends on the latencies
     attempts: list[Attempt] = []
     links = [_at_quantile(link, quantile) for link in problem.links]
     plan(
@@ -138,8 +137,7 @@ def _on_links(attempt: Attempt, links: Sequence[Link], bounds: dict[str, int]) -
     if digest not in bounds:
         bounds[digest] = bounds_of(problem).makespan_ns
     timeline = simulate(problem, made.schedule, send_order=made.send_order)
-    status: Status = "gap" if made.status == "proven" else made.status  # proven for slow links
-    again = replace(made, problem=problem, timeline=timeline, status=status)
+    again = replace(made, problem=problem, timeline=timeline, status="gap")
     return replace(attempt, placement=placement, plan=again.with_bound(bounds[digest]))
 
 

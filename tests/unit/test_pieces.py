@@ -31,6 +31,20 @@ def chosen(problem: Problem, *pieces: int) -> tuple[int, Plan, list[Attempt]]:
     return number, made, attempts
 
 
+def test_time_that_a_number_of_pieces_leaves_is_for_the_next() -> None:
+    given_s: list[float] = []
+
+    def cut_short(problem: Problem, *, budget: Budget, **_: object) -> Plan:
+        given_s.append(budget.time_limit_s)
+        return replace(plan(problem, method="1f1b"), status="time_limit")
+
+    _, made = plan_in_pieces(
+        generate(SLOW_LINK), (1, 2), make=cut_short, budget=Budget(60.0), on_attempt=print
+    )
+    assert given_s == pytest.approx([30.0, 60.0], rel=0.1)
+    assert made.status == "gap"  # of all the time, nearly everything is left
+
+
 @given(
     num_pieces=st.integers(1, 8),
     activation=st.integers(0, 999),

@@ -192,12 +192,22 @@ def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
     ("method", "in_time"), [("greedy", "gap"), ("improve", "gap"), ("optimal", "proven")]
 )
 def test_search_that_the_clock_ends_says_so(method: str, in_time: str) -> None:
-    attempts: list[Attempt] = []
-    for time_limit_s in (0.0, 60.0):
-        budget = Budget(iterations=2, time_limit_s=time_limit_s)
-        plan(tight_wave(), method=method, budget=budget, on_attempt=attempts.append)
-    statuses = [attempt.plan.status for attempt in attempts if attempt.plan]
+    budgets = (Budget(iterations=2, time_limit_s=time_limit_s) for time_limit_s in (0.0, 60.0))
+    statuses = [plan(tight_wave(), method=method, budget=budget).status for budget in budgets]
     assert statuses == ["time_limit", in_time]
+
+
+def test_share_that_a_search_has_used_up_is_not_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rank = {"memory_limit_bytes": 3, "op_overhead_us": 0.5}  # what is refused leaves out B's
+    moments, attempts = itertools.count(), list[Attempt]()
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments) / 1000)
+    budget = Budget(time_limit_s=1.0)
+    made = plan(make_problem((0, 1, 1, 0), 4, rank=rank), budget=budget, on_attempt=attempts.append)
+    searches = {attempt.method for attempt in attempts} & {"greedy", "improve", "optimal"}
+    assert (len(searches), made.status) == (3, "gap")
+    assert made.wall_s < budget.time_limit_s
 
 
 @pytest.mark.parametrize("method", ["greedy", "optimal"])

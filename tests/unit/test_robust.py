@@ -15,7 +15,14 @@ from crosspipe_ray.planners.robust import draw, robust_plan
 from crosspipe_ray.planners.sampling import Latencies, makespans_ns
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.simulate import simulate
-from tests.unit.builders import UNIT_STAGE, link, make_problem, problems, regions_problem
+from tests.unit.builders import (
+    UNIT_STAGE,
+    link,
+    make_problem,
+    problems,
+    regions_problem,
+    with_message_memory,
+)
 
 ENDS = (("us", "eu"), ("eu", "us"))
 BUDGET = Budget(iterations=6, time_limit_s=60.0)
@@ -85,11 +92,26 @@ def test_a_plan_for_slow_links_is_out_of_time_where_its_search_was(
     time_limit_s: float, status: str
 ) -> None:
     problem = jittery(stage={"backward_input_us": 1.28, "backward_weight_us": 0.48})
-    attempts, budget = list[Attempt](), replace(BUDGET, time_limit_s=time_limit_s)
-    robust_plan(problem, quantile=0.95, method="greedy", budget=budget, on_attempt=attempts.append)
-    assert attempts[-1].placement == "as given, slow"
-    assert attempts[-1].plan is not None
-    assert attempts[-1].plan.status == status
+    budget = replace(BUDGET, time_limit_s=time_limit_s)
+    made = robust_plan(problem, quantile=0.95, method="greedy", budget=budget)
+    assert made.status == status
+
+
+@pytest.mark.parametrize(("spare_bytes", "share"), [(None, 0.5), (10_000, 1.0)])
+def test_time_is_shared_where_there_are_orders_for_slow_links(
+    spare_bytes: int | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, given = jittery(), list[Budget]()
+    if spare_bytes is not None:
+        problem = with_message_memory(problem, spare_bytes=spare_bytes)
+
+    def planned(problem: Problem, *, budget: Budget, **rest: Any) -> Plan:
+        given.append(budget)
+        return plan(problem, **rest | {"method": "1f1b"})
+
+    monkeypatch.setattr("crosspipe_ray.planners.robust.plan", planned)
+    robust_plan(problem, quantile=0.95, budget=BUDGET)
+    assert given[0].time_limit_s == pytest.approx(share * BUDGET.time_limit_s, rel=0.1)
 
 
 def test_plan_by_a_formula_is_out_of_time_where_the_searches_were() -> None:
