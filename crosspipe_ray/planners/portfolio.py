@@ -217,7 +217,7 @@ def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:
     has_time = place.num_ops <= _MOST_IMPROVED_OPS or sets_out_s < allowance.left_s
     if has_time and not makes_moves_itself:
         share = _IMPROVE_IF_EASY if _is_for_solver(place) else _IMPROVE_SHARE
-        yield from _try_search("improve", place, allowance, share)
+        yield from _try_search("improve", place, allowance, share if can_solve else 1.0)
     if can_solve:
         yield from _try_search("optimal", place, allowance, 1.0)
 

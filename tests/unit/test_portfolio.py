@@ -14,7 +14,7 @@ from crosspipe_ray.errors import InfeasibleError, ProblemError
 from crosspipe_ray.planners.candidates import Candidate
 from crosspipe_ray.planners.placement import Pattern
 from crosspipe_ray.planners.places import Place
-from crosspipe_ray.planners.portfolio import Attempt, Budget, plan
+from crosspipe_ray.planners.portfolio import Attempt, Budget, Method, plan
 from crosspipe_ray.problem import Problem
 from tests.unit.builders import (
     UNIT_STAGE,
@@ -298,6 +298,23 @@ def test_placements_of_many_ops_are_tried_where_no_other_has_room() -> None:
     ranks = [{"memory_limit_bytes": 13}] * 2
     problem = layered(4, 2, layers=layers, ranks=ranks, num_microbatches=1000)
     assert len(plan(problem, budget=Budget(time_limit_s=0.0)).problem.stages) == 4
+
+
+def test_what_is_too_large_for_the_solver_leaves_all_the_time_to_improve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt, given_s = Place.attempt, dict[str, float]()
+
+    def noted(place: Place, method: Method, budget: Budget) -> Attempt:
+        given_s[method.name] = budget.time_limit_s
+        return attempt(place, method, budget)
+
+    monkeypatch.setattr(Place, "attempt", noted)
+    fields = {"num_stages_per_rank": 2, "ranks": [{"memory_limit_bytes": 4}] * 2}
+    problem = layered(4, 2, num_microbatches=900, links=[link(0, 1, 4, 0)], **fields)
+    plan(problem, budget=Budget(iterations=1, time_limit_s=600.0), patterns=[Pattern.WAVE])
+    assert "optimal" not in given_s
+    assert given_s["improve"] > 500
 
 
 def test_plan_is_out_of_time_where_no_search_had_any() -> None:
