@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -148,10 +149,7 @@ def missing_bytes(problem: Problem) -> list[int]:
     One microbatch visits all stages of a rank before the first of them is given back, and
     microbatches one after the other need no more; so that sum is exactly the least memory.
     """
-    return [
-        max(0, _least_bytes(problem, rank) - limit) if limit is not None else 0
-        for rank, limit in enumerate(each.memory_limit_bytes for each in problem.ranks)
-    ]
+    return _lacking(problem, _least_bytes(problem))
 
 
 def check_memory_suffices(problem: Problem) -> None:
@@ -160,16 +158,28 @@ def check_memory_suffices(problem: Problem) -> None:
     Raises:
         InfeasibleError: names the rank that lacks the most, and the bytes.
     """
-    missing = missing_bytes(problem)
+    reason = memory_shortage(problem, _least_bytes(problem), "one microbatch alone")
+    if reason:
+        raise InfeasibleError(reason, missing_bytes=max(missing_bytes(problem)))
+
+
+def memory_shortage(problem: Problem, needed: Sequence[int], what: str) -> str | None:
+    """Names the rank that lacks the most, and the bytes; None where all have enough.
+
+    Args:
+        problem: with the limits.
+        needed: bytes by rank, those that stay included.
+        what: needs them.
+    """
+    missing = _lacking(problem, needed)
     most = max(missing)
     if not most:
-        return
+        return None
     rank, others = missing.index(most), sum(map(bool, missing)) - 1
-    raise InfeasibleError(
+    return (
         f"rank {rank} ({problem.ranks[rank].cluster}): memory_limit_bytes "
-        f"{problem.ranks[rank].memory_limit_bytes} is {most} bytes too few; one microbatch alone "
-        f"needs {_least_bytes(problem, rank)}{'; others lack as much or less' if others else ''}",
-        missing_bytes=most,
+        f"{problem.ranks[rank].memory_limit_bytes} is {most} bytes too few; {what} needs "
+        f"{needed[rank]}{'; others lack as much or less' if others else ''}"
     )
 
 
@@ -196,9 +206,20 @@ def check_inputs_fit(problem: Problem) -> None:
             )
 
 
-def _least_bytes(problem: Problem, rank: int) -> int:
-    stages = problem.stages_of_rank[rank]
-    return resident_bytes(problem, rank) + sum(problem.stages[s].activation_bytes for s in stages)
+def _least_bytes(problem: Problem) -> list[int]:
+    """What each rank needs for one microbatch."""
+    return [
+        resident_bytes(problem, rank) + sum(problem.stages[each].activation_bytes for each in held)
+        for rank, held in enumerate(problem.stages_of_rank)
+    ]
+
+
+def _lacking(problem: Problem, needed: Sequence[int]) -> list[int]:
+    limits = (rank.memory_limit_bytes for rank in problem.ranks)
+    return [
+        max(0, num_bytes - limit) if limit is not None else 0
+        for num_bytes, limit in zip(needed, limits, strict=True)
+    ]
 
 
 def send_op(op: Op, transfer: Transfer) -> Op:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from crosspipe_ray.costs import check_inputs_fit, check_memory_suffices, stage_costs
+from crosspipe_ray.costs import (
+    check_inputs_fit,
+    check_memory_suffices,
+    memory_shortage,
+    resident_bytes,
+    stage_costs,
+)
 from crosspipe_ray.errors import InfeasibleError, InputError, ScheduleError
 from crosspipe_ray.lowering import check_messages_fit
 from crosspipe_ray.plan import Plan
@@ -22,6 +28,7 @@ from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.rules import validate
+from crosspipe_ray.schedule import Schedule, peak_memory_bytes
 from crosspipe_ray.timeline import Timeline
 
 _MERGING_SHARE = 0.05  # of the time of a search, for B's in its order
@@ -194,13 +201,23 @@ def _plan_of(
     schedule = found.order.schedule
     try:
         validate(problem, schedule)
-    except ScheduleError as error:  # planners order ops rightly; a fixed method may lack memory
-        raise InfeasibleError(f"{method} does not fit: {error}") from None
+    except ScheduleError:  # planners order ops rightly, but a fixed method knows no limit
+        _check_memory(problem, schedule, method)
+        raise
     timeline = found.order.timeline(problem)
     _check_messages(problem, timeline, method)
     wall_s = time.monotonic() - started
     made = Plan(problem, schedule, timeline, method, "gap", seed, bound_ns, wall_s)
     return made.with_bound(bound_ns)
+
+
+def _check_memory(problem: Problem, schedule: Schedule, method: str) -> None:
+    """Refuses an order that needs more memory than there is, and says how much would do."""
+    peaks = peak_memory_bytes(stage_costs(problem), schedule)
+    needed = [peak + resident_bytes(problem, rank) for rank, peak in enumerate(peaks)]
+    reason = memory_shortage(problem, needed, "its order")
+    if reason:
+        raise InfeasibleError(f"{method} does not fit: {reason}")
 
 
 def limits_messages(problem: Problem) -> bool:

@@ -20,6 +20,7 @@ from tests.unit.builders import (
     UNIT_STAGE,
     link,
     make_problem,
+    problem_data,
     problems,
     regions_problem,
     with_message_memory,
@@ -128,10 +129,24 @@ def test_memory_below_one_microbatch_names_rank_and_bytes(method: str) -> None:
         plan(problem, method=method, budget=BUDGET)
 
 
-def test_fixed_method_over_memory_names_rank_and_bytes() -> None:
-    problem = make_problem((0, 1), 4, rank={"memory_limit_bytes": 3})
-    with pytest.raises(InfeasibleError, match=r"gpipe does not fit: rank 0, op 0F3 .* 1 more than"):
-        plan(problem, method="gpipe", budget=BUDGET)
+@pytest.mark.parametrize(
+    ("method", "rank", "needed"), [("gpipe", 2, 4 * 4 + 5), ("1f1b", 1, 2 * 3 + 5)]
+)
+def test_fixed_method_over_memory_says_who_lacks_the_most_and_what_would_do(
+    method: str, rank: int, needed: int
+) -> None:
+    def limited(limit: int) -> Problem:
+        limits = {"memory_limit_bytes": limit}
+        data = problem_data(range(3), 4, rank=limits, stage={"weight_bytes": 5})
+        for stage, activation_bytes in zip(data["stages"], (1, 3, 4), strict=True):
+            stage["activation_bytes"] = activation_bytes
+        return Problem.model_validate(data)
+
+    for limit in (9, needed - 1):
+        message = f"{method} does not fit: rank {rank} .*_limit_bytes {limit} is {needed - limit} "
+        with pytest.raises(InfeasibleError, match=rf"{message}.* its order needs {needed}"):
+            plan(limited(limit), method=method, budget=BUDGET)
+    assert plan(limited(needed), method=method, budget=BUDGET).method == method
 
 
 def test_auto_finds_what_fits_into_memory() -> None:
