@@ -73,7 +73,12 @@ def problem(
     latency_ratio: Annotated[float, typer.Option(min=0, help="T_lat / T_F between clusters.")] = 0,
     bandwidth_ratio: Annotated[float, typer.Option(min=0, help="T_bw / T_F between clusters.")] = 0,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="Limit, in microbatches per rank; default: none.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="Limit of each rank; 1 is what 1F1B's first one holds: as many microbatches as "
+            "there are ranks. Default: none.",
+        ),
     ] = None,
     codec: Annotated[CodecName, typer.Option(help="Of the links between clusters.")] = (
         CodecName.NONE
@@ -112,7 +117,12 @@ def plan(
     time_limit: TimeLimit = None,
     iterations: Iterations = None,
     seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads of the solver.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, help="Threads of the solver; its models that leave things out get one."
+        ),
+    ] = 1,
     quantile: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Plan for this share of steps of links with samples."),

@@ -38,7 +38,7 @@ class Budget:
             cut in, results depend on it and the seed alone. Infinite: as many as there is time for.
         seed: of every search.
         gap: a plan within this share of its bound is good enough.
-        workers: threads of the solver.
+        workers: threads of the solver; its models that leave things out get one.
         on_progress: told what greedy and the solver come to, as they go on.
     """
 
