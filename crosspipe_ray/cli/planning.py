@@ -195,7 +195,7 @@ def _planned(
     if in_pieces:
         console.print(f"the best has microbatches in {in_pieces}", highlight=False)
     of_what = " in ".join(filter(None, ["its placement" * bool(its_problem.layers), in_pieces]))
-    _print_plan(console, chosen, of_what)
+    _print_plan(console, chosen, of_what, costs)
     return chosen
 
 
@@ -225,7 +225,9 @@ def _print_methods() -> None:
     typer.echo(f"{AUTO:{width}} all of these that fit; the shortest wins")
 
 
-def _print_plan(console: Console, chosen: Plan, of_what: str) -> None:
+def _print_plan(
+    console: Console, chosen: Plan, of_what: str, costs: Mapping[str, Callable[[Plan], float]]
+) -> None:
     timeline = chosen.timeline
     console.print(
         f"{chosen.method}: makespan {timeline.makespan_ns / 1e6:.3f} ms, "
@@ -234,11 +236,11 @@ def _print_plan(console: Console, chosen: Plan, of_what: str) -> None:
         highlight=False,
     )
     if chosen.p50_ns is not None and chosen.p95_ns is not None:
-        console.print(
-            f"over sampled links: p50 {chosen.p50_ns / 1e6:.3f} ms, "
-            f"p95 {chosen.p95_ns / 1e6:.3f} ms",
-            highlight=False,
-        )
+        wanted = {name: cost(chosen) for name, cost in costs.items()}
+        quantiles = {"p50": chosen.p50_ns, "p95": chosen.p95_ns, **wanted}
+        in_order = sorted(quantiles.items(), key=lambda item: float(item[0][1:]))
+        values = ", ".join(f"{name} {time_ns / 1e6:.3f} ms" for name, time_ns in in_order)
+        console.print(f"over sampled links: {values}", highlight=False)
     print_codecs(console, chosen)
 
 

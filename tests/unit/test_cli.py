@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,15 +198,18 @@ def test_plan_for_a_quantile(crosspipe: Command, problem_file: str) -> None:
     assert read_plan(Path("plan.json")).p95_ns == 1000 * content["p95_us"]
 
 
-@pytest.mark.parametrize(("quantile", "best"), [(0.1, 2), (0.95, 1)])
-def test_pieces_are_chosen_by_the_quantile(
-    crosspipe: Command, problem_file: str, quantile: float, best: int
+@pytest.mark.parametrize(
+    ("quantile", "best", "named"), [(0.1, 2, ["p10", "p50", "p95"]), (0.95, 1, ["p50", "p95"])]
+)
+def test_pieces_are_chosen_by_the_quantile_which_is_named(
+    crosspipe: Command, problem_file: str, quantile: float, best: int, named: list[str]
 ) -> None:
     samples = {"latency_us": 250, "latency_samples_us": [250, 8000]}
     edit(problem_file, links=[{"src": a, "dst": b} | samples for a, b in ENDS])
     asked = ("--method", "1f1b", "--pieces", "1,2", "--quantile", str(quantile))
     printed = crosspipe("plan", problem_file, *asked)
     assert f"the best has microbatches in {best} piece" in printed
+    assert re.findall(r"(p\d+) [\d.]+ ms", printed.splitlines()[-1]) == named
 
 
 def test_list_methods(crosspipe: Command) -> None:
