@@ -248,11 +248,7 @@ def _check_times(
             f"{path}: makespan_us is {header.makespan_us:.3f}, but its ops take "
             f"{timeline.makespan_ns / 1000:.3f} us; {_EDITED}"
         )
-    if to_ns(header.lower_bound_us) > timeline.makespan_ns:
-        raise PlanError(
-            f"{path}: lower_bound_us is {header.lower_bound_us:.3f}, more than the makespan_us "
-            f"{header.makespan_us:.3f}; {_EDITED}"
-        )
+    _check_bound(header, path)
     stated = Spans.of(map(span_of, header.collectives))
     planned = Spans.of(chain.from_iterable(timeline.collectives))
     wrong = chain(
@@ -262,6 +258,20 @@ def _check_times(
     )
     for op in wrong:
         raise PlanError(f"{path}: {op} has not the times that it takes; {_EDITED}")
+
+
+def _check_bound(header: PlanHeader, path: Path) -> None:
+    bound_us, makespan_us = header.lower_bound_us, header.makespan_us
+    if to_ns(bound_us) > to_ns(makespan_us):
+        raise PlanError(
+            f"{path}: lower_bound_us is {bound_us:.3f}, more than the makespan_us "
+            f"{makespan_us:.3f}; {_EDITED}"
+        )
+    if header.status == "proven" and to_ns(bound_us) < to_ns(makespan_us):
+        raise PlanError(
+            f"{path}: status is proven, but lower_bound_us is {bound_us:.3f}, less than the "
+            f"makespan_us {makespan_us:.3f}; {_EDITED}"
+        )
 
 
 def _differing(stated: RowsT, planned: RowsT) -> Ops:

@@ -166,6 +166,10 @@ def test_numbers_beyond_any_step(
         (lambda p: p["ranks"][0][0].update(start_us=1e300), "ranks.0.0.start_us: input should be"),
         (lambda p: p.update(sends=[SPLIT | {"src": 10**30, "dst": 1, "arrive_us": 1}]), "sends.0"),
         (lambda p: p.update(lower_bound_us=1e6), "lower_bound_us is 1000000.000, more than the"),
+        (
+            lambda p: p.update(lower_bound_us=1, status="proven"),
+            "status is proven, but lower_bound_us is 1.000, less than the",
+        ),
     ],
 )
 def test_plans_with_numbers_that_no_plan_has(
