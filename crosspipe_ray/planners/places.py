@@ -116,6 +116,10 @@ class Place:
         """Whether what was found is good enough."""
         return self.best is not None and self.best.gap <= budget.gap
 
+    def may_beat(self, other: Place, budget: Budget) -> bool:
+        """Whether its bound leaves room for a plan that is shorter by more than the wanted gap."""
+        return self.lower_bound_ns * (1 + budget.gap) < _makespan_ns(other)
+
     @property
     def num_ops(self) -> int:
         """Compute ops at most."""

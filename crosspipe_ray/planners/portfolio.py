@@ -190,8 +190,7 @@ def _try_all(places: list[Place], allowance: Allowance) -> Iterator[Attempt]:
         yield from _look_around(places, allowance)
     if not favourites(places, 1):  # memory may suffice for finer stages
         yield from _look_around(others, allowance)
-    for place in favourites([*places, *others], 1):
-        yield from _try_longer(place, allowance)
+    yield from _try_favourites([*places, *others], allowance)
 
 
 def _split_by_time(places: list[Place], time_limit_s: float) -> tuple[list[Place], list[Place]]:
@@ -207,6 +206,14 @@ def _split_by_time(places: list[Place], time_limit_s: float) -> tuple[list[Place
         [place for place in places if place.num_ops <= finest],
         [place for place in places if place.num_ops > finest],
     )
+
+
+def _try_favourites(places: Sequence[Place], allowance: Allowance) -> Iterator[Attempt]:
+    """The best placement; then, while time is left, others that may have a shorter plan yet."""
+    for place in favourites(places, _NUM_FAVOURITES):
+        [best] = favourites(places, 1)
+        if place is best or (place.may_beat(best, allowance.budget) and not allowance.is_spent):
+            yield from _try_longer(place, allowance)
 
 
 def _try_longer(place: Place, allowance: Allowance) -> Iterator[Attempt]:

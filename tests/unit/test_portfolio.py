@@ -286,6 +286,26 @@ def test_placements_with_a_good_enough_plan_get_no_longer_look() -> None:
     assert len(looked_at) == len(set(looked_at))
 
 
+@pytest.mark.parametrize(
+    ("memory", "budget", "placements"),
+    [
+        (4, BUDGET, ["region_wave", "region_wave x4"]),
+        (4, replace(BUDGET, gap=1.0), []),
+        (None, replace(BUDGET, time_limit_s=0.0), []),
+    ],
+    ids=["time is left", "good enough", "none is left"],
+)
+def test_time_that_the_best_placement_leaves_is_for_others_that_may_beat_it(
+    memory: int | None, budget: Budget, placements: list[str]
+) -> None:
+    attempts: list[Attempt] = []
+    ranks = [{"cluster": each, "memory_limit_bytes": memory} for each in ("us", "eu")]
+    problem = layered(8, 2, ranks=ranks, links=[link("us", "eu", 2, 0), link("eu", "us", 2, 0)])
+    plan(problem, budget=budget, on_attempt=attempts.append)
+    longer = (each.placement for each in attempts if each.method in ("improve", "optimal"))
+    assert list(dict.fromkeys(longer)) == placements
+
+
 @pytest.mark.parametrize(("time_limit_s", "is_tried"), [(0.001, False), (60.0, True)])
 def test_rules_are_tried_on_layers_where_there_is_time(time_limit_s: float, is_tried: bool) -> None:
     attempts: list[Attempt] = []
