@@ -111,3 +111,11 @@ def test_meetings_of_forwards_and_backwards_are_settled_with_little_effort() -> 
     problem = regions_problem(6, 24, memory=6, latency_us=50, occupancy_us=50, stage=stage)
     solution = solve(problem, known=greedy_order(problem), effort=0.4, time_limit_s=600.0)
     assert bounds_of(problem).makespan_ns < solution.lower_bound_ns == solution.makespan_ns
+
+
+def test_a_rounded_nanosecond_that_b_saves_costs_the_proof_no_more_than_that() -> None:
+    stage = {"forward_us": 1, "backward_input_us": 1.0006, "backward_weight_us": 1.0006}  # B: 2.001
+    problem = make_problem((0, 1, 1, 0), 3, stage=stage, rank={"memory_limit_bytes": 3})
+    solution = solve(problem, known=greedy_order(problem))
+    bound_ns = bounds_of(problem, stage_costs(problem)).makespan_ns
+    assert bound_ns < solution.makespan_ns - 12 <= solution.lower_bound_ns < solution.makespan_ns
