@@ -24,6 +24,7 @@ from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
 from crosspipe_ray.planners.fixed import one_by_one
 from crosspipe_ray.planners.merging import merged
 from crosspipe_ray.planners.methods import Budget, Found, Method
+from crosspipe_ray.planners.numbering import by_stages, renumbered, reordered
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.planners.placement import follows
 from crosspipe_ray.problem import Problem
@@ -150,7 +151,7 @@ class Place:
         check_memory_suffices(problem)
         if limits_messages(problem):
             check_inputs_fit(problem)
-        found = method.search(problem, self.bounds, budget, self.order)
+        found = self._search(method, budget)
         if method.is_search and limits_messages(problem):
             found = _with_room_for_messages(problem, found, method.name)
         proven_ns = found.lower_bound_ns if problem.max_sub_blocks == 1 else 0  # of whole ops alone
@@ -159,6 +160,16 @@ class Place:
         made = _plan_of(problem, shown, method.name, budget.seed, self.lower_bound_ns, started)
         self._keep(made, found.order)  # searches go on from I's and W's
         return made
+
+    def _search(self, method: Method, budget: Budget) -> Found:
+        """What a method finds; one that is no formula has the ranks in the order of stages."""
+        ranks = by_stages(self.problem)
+        if method.pattern is not None or ranks == sorted(ranks):
+            return method.search(self.problem, self.bounds, budget, self.order)
+        known = self.order and reordered(self.order, ranks)
+        found = method.search(renumbered(self.problem, ranks), self.bounds, budget, known)
+        number = [ranks.index(rank) for rank in range(len(ranks))]
+        return replace(found, order=reordered(found.order, number))
 
     def _keep(self, made: Plan, order: Order) -> None:
         """The shortest plan, with the highest bound of all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from typing import Any
 
@@ -10,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspipe_ray.planners.bounds.makespan import lower_bound_ns
-from crosspipe_ray.planners.portfolio import AUTO, METHODS, Attempt, Budget, plan
+from crosspipe_ray.planners.placement import Pattern
+from crosspipe_ray.planners.portfolio import AUTO, Attempt, Budget, plan
 from crosspipe_ray.problem import Problem
-from tests.unit.builders import problems, regions_problem, renamed
+from tests.unit.builders import link, problem_data, problems, regions_problem, renamed
 
 BUDGET = Budget(iterations=3, time_limit_s=60.0)
 MOST = 1.05  # times as long, as no search of three attempts is perfect; the worst of 5500 was 1.019
-# Searches look at ranks that are free at the same time by number, so messages of equal urgency may
-# go another way through a channel that their ranks share: not equal, but near.
-MOST_RENAMED = 1.01
 
 
 def check_not_worse(more: Problem, less: Problem) -> None:
@@ -64,12 +63,12 @@ def test_more_memory_is_not_worse(problem: Problem, num_bytes: int) -> None:
 @given(problems(), st.sampled_from((1.5, 2.0, 10.0)))
 def test_more_bandwidth_is_not_worse(problem: Problem, times: float) -> None:
     data = problem.model_dump()
-    for link in data["links"]:
-        if link["bandwidth_bytes_per_s"] is not None:
-            link["bandwidth_bytes_per_s"] *= times
-        if link["bandwidth_curve"] is not None:
-            link["bandwidth_curve"] = [
-                (size, times * rate) for size, rate in link["bandwidth_curve"]
+    for each in data["links"]:
+        if each["bandwidth_bytes_per_s"] is not None:
+            each["bandwidth_bytes_per_s"] *= times
+        if each["bandwidth_curve"] is not None:
+            each["bandwidth_curve"] = [
+                (size, times * rate) for size, rate in each["bandwidth_curve"]
             ]
     check_not_worse(Problem.model_validate(data), problem)
 
@@ -81,7 +80,27 @@ def test_names_of_ranks_do_not_matter(problem: Problem, rng: Any) -> None:
     rng.shuffle(names)
     other = renamed(problem, names)
     assert lower_bound_ns(other) == lower_bound_ns(problem)
-    first, second = makespans_by_method(problem), makespans_by_method(other)
-    for method in set(first) & {each.name for each in METHODS.values() if each.pattern}:
-        assert second[method] == first[method]  # formulas and the clock go by stages
-    assert max(first[AUTO], second[AUTO]) <= MOST_RENAMED * min(first[AUTO], second[AUTO])
+    assert makespans_by_method(other) == makespans_by_method(problem)
+
+
+def crowded(rng: random.Random) -> Problem:
+    """Many equal ops on ranks that share a channel: most choices are between equals."""
+    num_ranks, pattern = rng.choice((4, 6, 8)), rng.choice((Pattern.WAVE, Pattern.LOOP))
+    stage = {"forward_us": 2, "backward_input_us": rng.choice((2, 3))}
+    positions = pattern.positions(num_ranks, rng.choice((2, 3)))
+    data = problem_data(positions, rng.choice((4, 6, 8)), stage=stage)
+    for number, rank in enumerate(data["ranks"]):
+        rank["cluster"] = f"c{2 * number // num_ranks}"
+    data["links"] = [
+        {**link(src, dst, rng.choice((0, 1, 4)), rng.choice((1, 2))), "channel": "shared"}
+        for src, dst in (("c0", "c1"), ("c1", "c0"))
+    ]
+    return Problem.model_validate(data)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_names_do_not_decide_between_equals(seed: int) -> None:
+    rng = random.Random(seed)
+    problem = crowded(rng)
+    names = rng.sample(range(len(problem.ranks)), len(problem.ranks))
+    assert makespans_by_method(renamed(problem, names)) == makespans_by_method(problem)
