@@ -3,8 +3,9 @@
     python -m tests.benchmarks.background_planning [NUM_PAIRS]
 
 4 ranks x 16 microbatches by zb-h1 on Ray actors, 20 ms blocks that sleep; the planner actor (one
-worker, nicer than the ranks) sits idle or plans 8 ranks x 64 microbatches. Pairs of a few steps with and a few
-without, in one run and in turn; the median of busy / idle makespan. Wanted: at most 1.02.
+worker, nicer than the ranks) sits idle or plans 8 ranks x 64 microbatches. Pairs of a few steps
+with and a few without, in one run and in turn; the median of busy / idle makespan. Wanted: at most
+1.02.
 """
 
 from __future__ import annotations
