@@ -20,11 +20,13 @@ from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
 
+_LEAST_GAIN = 5e-4  # of the makespan; for less, no gradient is to leave later
+
 
 def merged(
     problem: Problem, costs: Sequence[StageCosts], order: Order, *, time_limit_s: float
 ) -> Order:
-    """A shorter order with B's, or the order itself.
+    """An order with B's that is shorter by what is worth it, or the order itself.
 
     Args:
         problem: with stages.
@@ -39,7 +41,8 @@ def merged(
     untried = [each for each in (every[~is_behind], every[is_behind]) if len(each)]
     if not untried:
         return order
-    best, best_ns, chosen = order, order.timeline(problem).makespan_ns, every[:0]
+    known_ns = order.timeline(problem).makespan_ns
+    best, best_ns, chosen = order, known_ns, every[:0]
     while untried and time.monotonic() < deadline:
         some = untried.pop()
         both = np.union1d(chosen, some)
@@ -51,7 +54,7 @@ def merged(
             best, best_ns, chosen = trial, trial_ns, both
         elif len(some) > 1:
             untried += np.array_split(some, 2)
-    return best
+    return best if best_ns <= (1 - _LEAST_GAIN) * known_ns else order
 
 
 def _sums_in_order(schedule: Schedule) -> bool:

@@ -30,8 +30,9 @@ def test_a_gradient_that_is_waited_for_does_not_wait_for_its_w() -> None:
     assert merged_text(problem, "0F0 0I0 0W0", "1F0 1I0 1W0") == ["0F0 0B0", "1F0 1I0 1W0"]
 
 
-def test_without_fixed_cost_nothing_is_merged() -> None:
-    problem = make_problem((0,), 1)
+@pytest.mark.parametrize("op_overhead_us", [0, 0.001])
+def test_without_fixed_cost_to_speak_of_nothing_is_merged(op_overhead_us: float) -> None:
+    problem = make_problem((0,), 1, rank={"op_overhead_us": op_overhead_us})
     assert merged_text(problem, "0F0 0I0 0W0") == ["0F0 0I0 0W0"]
 
 
