@@ -151,12 +151,13 @@ class Place:
         check_memory_suffices(problem)
         if limits_messages(problem):
             check_inputs_fit(problem)
-        found = self._search(method, budget)
+        shown = found = self._search(method, budget)
         if method.is_search and limits_messages(problem):
-            found = _with_room_for_messages(problem, found, method.name)
+            shown = found = _with_room_for_messages(problem, found, method.name)
+        elif method.is_search:  # a B lets other messages wait than its I and W
+            shown = _with_merged_pairs(problem, found, budget)
         proven_ns = found.lower_bound_ns if problem.max_sub_blocks == 1 else 0  # of whole ops alone
         self.lower_bound_ns = max(self.lower_bound_ns, self.bounds.makespan_ns, proven_ns)
-        shown = _with_merged_pairs(problem, found, budget) if method.is_search else found
         made = _plan_of(problem, shown, method.name, budget.seed, self.lower_bound_ns, started)
         self._keep(made, found.order)  # searches go on from I's and W's
         return made

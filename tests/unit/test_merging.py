@@ -49,3 +49,13 @@ def test_plans_of_searches_run_b_where_that_is_shorter(method: str) -> None:
     problem = make_problem((0,), 4, rank={"op_overhead_us": 4})
     made = plan(problem, method=method, budget=Budget(time_limit_s=60.0, iterations=20))
     assert made.timeline.makespan_ns == made.lower_bound_ns == 4 * (1 + 4 + 2 + 4) * 1000
+
+
+def test_order_that_fits_its_message_memory_still_does() -> None:
+    # With B's a third input would wait on rank 1.
+    stage = {"forward_us": 2, "backward_input_us": 2}
+    rank = {"op_overhead_us": 0.5, "message_memory_limit_bytes": 2000}
+    links = [link(0, 1, 2, 0), link(1, 0, 0, 0)]
+    problem = make_problem((0, 1), 8, stage=stage, rank=rank, links=links)
+    made = plan(problem, method="greedy", budget=Budget(time_limit_s=60.0, iterations=1))
+    assert max(made.timeline.peak_message_bytes) <= 2000
