@@ -16,6 +16,7 @@ import numpy as np
 from crosspipe_ray.columns import Ints
 from crosspipe_ray.costs import StageCosts
 from crosspipe_ray.ops import MICROBATCH_BITS, Kind, split_code
+from crosspipe_ray.planners.bounds.relaxation import saved_by_merging_ns
 from crosspipe_ray.planners.order import Order
 from crosspipe_ray.problem import Problem
 from crosspipe_ray.schedule import Schedule
@@ -35,7 +36,7 @@ def merged(
         time_limit_s: nothing more is tried after it.
     """
     deadline = time.monotonic() + time_limit_s
-    inputs, weights = _pairs(order.schedule, _gaining(problem, costs))
+    inputs, weights = _pairs(order.schedule, np.flatnonzero(saved_by_merging_ns(problem, costs)))
     is_behind = weights == inputs + 1
     every = np.arange(len(inputs))
     untried = [each for each in (every[~is_behind], every[is_behind]) if len(each)]
@@ -66,17 +67,7 @@ def _sums_in_order(schedule: Schedule) -> bool:
     return bool(is_next.all())
 
 
-def _gaining(problem: Problem, costs: Sequence[StageCosts]) -> list[int]:
-    """Stages whose B is shorter than their I and W."""
-    return [
-        stage
-        for stage, cost in enumerate(costs)
-        if not problem.is_fused(stage)
-        and cost.duration_ns[Kind.B] < cost.duration_ns[Kind.I] + cost.duration_ns[Kind.W]
-    ]
-
-
-def _pairs(schedule: Schedule, stages: Sequence[int]) -> tuple[Ints, Ints]:
+def _pairs(schedule: Schedule, stages: Ints) -> tuple[Ints, Ints]:
     """Places of I's and of their W's, on ranks laid end to end."""
     codes = schedule.ranks.flat.codes
     stage, kind, _ = split_code(codes)

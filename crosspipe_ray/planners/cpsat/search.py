@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crosspipe_ray.costs import StageCosts, stage_costs
-from crosspipe_ray.ops import Kind
+from crosspipe_ray.costs import stage_costs
 from crosspipe_ray.planners.bounds.makespan import Bounds, bounds_of
+from crosspipe_ray.planners.bounds.relaxation import saved_by_merging_ns
 from crosspipe_ray.planners.cpsat.best import Best, Limits
 from crosspipe_ray.planners.cpsat.borders import BorderSearch
 from crosspipe_ray.planners.cpsat.ends import is_bound_by_channels
@@ -95,7 +94,9 @@ def solve(
             patience *= _IMPROVING
             if borders:
                 borders.run()
-    bound_ns = max(bounds.makespan_ns, best.bound_ns - _saved_by_merging_ns(problem, costs))
+    # An order with B's may be shorter than all with I's and W's, but by no more than they all save.
+    saved_ns = problem.num_microbatches * sum(saved_by_merging_ns(problem, costs))
+    bound_ns = max(bounds.makespan_ns, best.bound_ns - saved_ns)
     return Solution(best.order, best.makespan_ns, bound_ns)
 
 
@@ -149,16 +150,3 @@ def _improve(best: Best, limits: Limits, gap: float, patience: float) -> None:
     solver.parameters.relative_gap_limit = gap
     if limits.solve(solver, model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         best.take(solved_order(best.problem, best.costs, model, solver))
-
-
-def _saved_by_merging_ns(problem: Problem, costs: Sequence[StageCosts]) -> int:
-    """How much shorter than all orders of I's and W's one with B's can be: by what they all save.
-
-    Each B is shorter than I and W by a rank's fixed cost of an op, or by a rounded nanosecond.
-    """
-    saved_ns = 0
-    for stage, cost in enumerate(costs):
-        if not problem.is_fused(stage):
-            apart_ns = cost.duration_ns[Kind.I] + cost.duration_ns[Kind.W]
-            saved_ns += max(0, apart_ns - cost.duration_ns[Kind.B])
-    return saved_ns * problem.num_microbatches
