@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from crosspipe_ray.errors import InputError
@@ -72,6 +71,8 @@ def read_yaml(path: Path, *, error: type[InputError]) -> Any:
 
 def parse_yaml(text: str | bytes, *, source: str, error: type[InputError]) -> Any:
     """Reads YAML, or raises ``error`` with one line that names the source."""
+    import yaml  # here, as planning starts sooner without it
+
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as failure:
